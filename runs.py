@@ -1,0 +1,177 @@
+"""A run's folder: settings, history, metrics, weights and figures, every file written whole or not at all.
+
+    runs/<script>/<date_time>/settings.json   the settings that the run had
+                              history.csv     a row for each epoch
+                              metrics.json    the results, with settings, versions and machine
+                              *.safetensors   weights (no pickles; the metadata inside says what they are)
+                              *.png           figures
+"""
+
+import contextlib
+import csv
+import importlib.metadata
+import io
+import json
+import os
+import platform
+import shlex
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+# ---- settings: edit here, or override on the command line (--output-dir DIR) ----
+OUTPUT_DIR = ""  # the run's folder; "" makes runs/<script>/<date_time>
+# ----
+
+COLUMNS = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "learning_rate", "seconds")
+
+
+class RunError(Exception):
+    """A file of an earlier run that cannot be used; the message names it."""
+
+    exit_code = 1
+
+
+class Diverged(Exception):
+    """A training whose loss is no longer a number."""
+
+    exit_code = 1
+
+
+def command(main):
+    """Call `main`: the user's mistakes end in one line on stderr (exit 1 or 2), Ctrl-C in one line and exit 130."""
+    try:
+        main()
+    except KeyboardInterrupt as interrupt:
+        sys.exit(print(f"\ninterrupted{interrupt or ''}", file=sys.stderr) or 130)
+    except Exception as mistake:
+        if not hasattr(mistake, "exit_code"):
+            raise
+        sys.exit(print(f"{Path(sys.argv[0]).name}: {mistake}", file=sys.stderr) or mistake.exit_code)
+
+
+@contextlib.contextmanager
+def whole(path):
+    """Yield a temporary path beside `path` and rename it once written: `path` is never half a file."""
+    path = Path(path)
+    part = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+class Run:
+    """The folder of one run, made on entering; `with Run("mlp_from_scratch", settings) as run: ...`
+
+    An earlier run in the same `--output-dir` is moved aside whole, never mixed with this one.
+    """
+
+    def __init__(self, script, settings):
+        self.script, self.settings, self.start = script, vars(settings), time.perf_counter()
+        now = time.strftime("%Y-%m-%d_%H-%M-%S")
+        self.path = Path(settings.output_dir or Path("runs", script, now))
+        try:
+            while not settings.output_dir and self.path.exists():  # another run of this second
+                self.path = self.path.with_name(self.path.name + "_")
+            if (self.path / "settings.json").exists():
+                aside = self.path.with_name(f"{self.path.name}.before_{now}")
+                self.path.rename(aside)
+                print(f"an earlier run was here; it is now in {aside}")
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.save({"settings.json": json.dumps(self.settings, indent=2) + "\n"})
+        except OSError as error:
+            raise RunError(f"cannot write to {self.path}: {error.strerror}; choose another --output-dir") from None
+        self.histories = {}
+
+    def __enter__(self):
+        values = "  ".join(f"{name}={value!r}".replace(", ", ",") for name, value in self.settings.items())
+        print(textwrap.fill(f"settings  {values}", 118, subsequent_indent=10 * " ", break_on_hyphens=False))
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        if kind is KeyboardInterrupt:
+            raise KeyboardInterrupt(f": what was written so far is in {self.path}") from None
+
+    def log(self, row, name="history.csv"):
+        """Print one epoch's row (a dict of COLUMNS), and write the history so far."""
+        rows = self.histories.setdefault(name, [])
+        widths = [max(10, len(column) + 2) for column in COLUMNS]
+        if not rows:
+            tqdm.write("".join(f"{column:>{width}}" for column, width in zip(COLUMNS, widths, strict=True)))
+        rows.append({column: float(f"{value:.6g}") if column != "epoch" else value for column, value in row.items()})
+        formats = ("d", ".4f", ".2%", ".4f", ".2%", ".2e", ".1f")
+        tqdm.write("".join(f"{row[c]:>{w}{f}}" for c, w, f in zip(COLUMNS, widths, formats, strict=True)))
+        sys.stdout.flush()
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        self.save({name: text.getvalue()})
+
+    def save(self, files):
+        """Write {file name: text or matplotlib Figure}."""
+        for name, content in files.items():
+            with whole(self.path / name) as part:
+                if isinstance(content, str):
+                    part.write_text(content, encoding="utf-8", newline="\n")
+                else:
+                    content.savefig(part)
+
+    def finish(self, table, **metrics):
+        """Write metrics.json with the settings, versions and machine, print the results, and return the metrics.
+
+        table: {model: (validation accuracy, test accuracy)}.
+        """
+        metrics |= {"seconds": round(time.perf_counter() - self.start, 1), "settings": self.settings}
+        metrics |= {"command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]), **surroundings()}
+        self.save({"metrics.json": json.dumps(metrics, indent=2) + "\n"})
+        width = max(len(name) for name in [metrics["dataset"], *table]) + 2
+        print(f"\n{metrics['dataset']:<{width}}  validation      test")
+        for name, accuracies in table.items():
+            print(f"{name:<{width}}" + "".join(f"{accuracy:12.2%}" for accuracy in accuracies)[2:])
+        print(f"\n{metrics['dataset']}, {metrics['seconds']:.0f} s; figures, weights and metrics.json are in\n{self.path}")
+        return metrics
+
+
+def surroundings():
+    """{"versions": ..., "machine": ...}: of the packages that this process has imported, and of this machine."""
+    packages = ("numpy", "torch", "torchvision", "matplotlib", "scikit-learn")
+    loaded = [name for name in packages if name.replace("scikit-learn", "sklearn") in sys.modules]
+    versions = {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in loaded}}
+    processor = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = next((line.split(": ")[1] for line in lines if line.startswith("model name")), processor)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    machine = {"system": platform.system(), "processor": processor, "cores": cores}
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_available():
+        machine["gpu"] = torch.cuda.get_device_name()
+    return {"versions": versions, "machine": machine}
+
+
+def save_weights(path, tensors, about):
+    """Write {name: array} with the dict `about` (JSON) as one safetensors file."""
+    from safetensors.numpy import save_file
+
+    with whole(path) as part:
+        save_file(tensors, part, {"about": json.dumps(about)})
+
+
+def load_weights(path):
+    """({name: array}, about) of a file that save_weights wrote. Raises RunError for anything else."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            about = json.loads(file.metadata()["about"])
+            return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
+    except FileNotFoundError:
+        raise RunError(f"{path}: no such file") from None
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{path}: not a weights file of this project, or a damaged one ({error})") from None

@@ -1,0 +1,80 @@
+"""A run's folder: whole files, nothing lost, nothing mixed, and what its metrics hold."""
+
+import csv
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import runs
+
+ROW = dict(zip(runs.COLUMNS, (1, 0.5, 0.8, 0.6, 0.7, 1e-3, 2.0), strict=True))
+
+
+def test_a_file_that_fails_half_way_leaves_the_old_one(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(IsADirectoryError), runs.whole(path) as part:
+        part.write_text("ne")
+        tmp_path.read_text()
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_an_earlier_run_is_moved_aside_whole(tmp_path):
+    folder = tmp_path / "run"
+    for epochs in (1, 2):
+        with runs.Run("test", SimpleNamespace(output_dir=str(folder), epochs=epochs)) as run:
+            run.save({f"only_in_{epochs}.txt": "x"})
+    (earlier,) = tmp_path.glob("run.before_*")
+    assert json.loads((folder / "settings.json").read_text())["epochs"] == 2
+    assert json.loads((earlier / "settings.json").read_text())["epochs"] == 1
+    assert not (folder / "only_in_1.txt").exists()
+    assert (earlier / "only_in_1.txt").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(runs.RunError, match="choose another --output-dir"):
+        runs.Run("test", SimpleNamespace(output_dir=str(tmp_path / "file")))
+
+
+def test_history_and_metrics(tmp_path, capsys):
+    with runs.Run("test", SimpleNamespace(output_dir=str(tmp_path), epochs=2)) as run:
+        run.log(ROW)
+        run.log(ROW | {"epoch": 2})
+        run.finish({"model": (0.7, 0.6)}, dataset="digits", test_accuracy=0.6)
+    with (tmp_path / "history.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert list(rows[0]) == ["epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "learning_rate", "seconds"]
+    assert float(rows[1]["val_accuracy"]) == 0.7
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["settings"] == {"output_dir": str(tmp_path), "epochs": 2}
+    assert {"python", "numpy"} <= set(metrics["versions"])
+    assert metrics["machine"]["cores"] >= 1
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert lines[-1] == str(tmp_path)
+    assert "digits" in lines[-2]
+
+
+def test_weights_come_back_as_they_were(tmp_path):
+    tensors = {"W": np.arange(6, dtype=np.float32).reshape(2, 3), "n": np.array([7])}
+    runs.save_weights(tmp_path / "w.safetensors", tensors, {"model": "x", "sizes": [1, 2]})
+    found, about = runs.load_weights(tmp_path / "w.safetensors")
+    assert about == {"model": "x", "sizes": [1, 2]}
+    assert all(np.array_equal(found[name], value) for name, value in tensors.items())
+
+
+def test_damaged_and_foreign_weights_are_refused(tmp_path):
+    path = tmp_path / "w.safetensors"
+    with pytest.raises(runs.RunError, match="no such file"):
+        runs.load_weights(path)
+    runs.save_weights(path, {"W": np.ones(100)}, {})
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(runs.RunError, match="damaged"):
+        runs.load_weights(path)
+    path.write_text("hello")
+    with pytest.raises(runs.RunError, match="damaged"):
+        runs.load_weights(path)
