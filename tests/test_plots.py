@@ -1,0 +1,69 @@
+"""Figures show the numbers they are given, without a screen."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+import plots
+
+CLASSES = tuple("abc")
+Y = np.array([0, 0, 0, 0, 1, 1, 2])
+PREDICTED = np.array([0, 0, 0, 1, 1, 1, 0])
+PROBABILITIES = np.full((7, 3), 0.1)
+PROBABILITIES[np.arange(7), PREDICTED] = 0.8
+
+
+def texts(figure):
+    return [text.get_text() for ax in figure.axes for text in ax.texts]
+
+
+def test_confusion_matrix_shows_counts_and_recalls():
+    found = texts(plots.confusion_matrix(Y, PREDICTED, CLASSES, "title"))
+    assert sorted(found) == sorted(["3", "1", "2", "1", "75.0%", "100.0%", "0.0%", "recall"])
+
+
+def test_classification_report_shows_the_scores():
+    found = texts(plots.classification_report(Y, PREDICTED, CLASSES, "title"))
+    # by hand: precision 3/4, 2/3, 0; recall 3/4, 1, 0; F1 3/4, 4/5, 0; then the means of the columns
+    assert " ".join(found) == "0.750 0.750 0.750 0.667 1.000 0.800 0.000 0.000 0.000 0.472 0.583 0.517"
+    assert "0.6667" in plots.report_text(Y, PREDICTED, CLASSES)
+
+
+def test_samples_name_the_predicted_class_and_mark_the_wrong_ones():
+    figure = plots.samples(np.zeros((7, 28, 28)), Y, PROBABILITIES, CLASSES, "title", rows=2)
+    below = [(ax.get_xlabel(), ax.xaxis.label.get_color()) for ax in figure.axes]
+    assert below[:3] == [("a 80%", plots.RIGHT), ("b 80%", plots.RIGHT), ("a 80%", plots.WRONG)]
+    assert [ax.get_title() for ax in figure.axes[:3]] == ["a", "b", "c"]
+
+
+def test_curves_draw_accuracy_in_per_cent():
+    accuracies = {"train_accuracy": [0.5, 0.8], "val_accuracy": [0.4, 0.7]}
+    figure = plots.curves({"epoch": [1, 2], "train_loss": [1, 0.5], "val_loss": [1, 0.7], **accuracies}, "title")
+    lines = [line.get_ydata().tolist() for ax in figure.axes for line in ax.lines]
+    assert lines == [[1, 0.5], [1, 0.7], [50, 80], [40, 70]]
+
+
+def test_side_by_side_shows_the_recalls_of_both():
+    found = texts(plots.side_by_side(Y, {"one": PREDICTED, "two": Y}, CLASSES, "title"))
+    assert found == ["75.0", "100.0", "0.0", "100.0", "100.0"]  # equal ones once
+
+
+def test_evaluation_makes_each_file(tmp_path):
+    files = plots.evaluation(np.zeros((7, 28, 28)), Y, PROBABILITIES, CLASSES, "title")
+    assert set(files) == {"confusion_matrix.png", "classification_report.png", "classification_report.txt", "samples.png"}
+    figure = files["samples.png"]
+    figure.savefig(tmp_path / "samples.png")
+    assert (tmp_path / "samples.png").read_bytes()[:4] == b"\x89PNG"
+    assert figure.get_suptitle() == "title: test accuracy 71.43%"
+
+
+@pytest.mark.parametrize("module", ["matplotlib.pyplot", "sklearn", "torch"])
+def test_not_even_a_figure_needs(module):
+    code = (f"import sys, numpy, plots; early = [m for m in ('matplotlib', 'sklearn', 'torch') if m in sys.modules]; "
+            "plots.curves({k: [1] for k in ('epoch', 'train_loss', 'val_loss', 'train_accuracy', 'val_accuracy')}, 't');"
+            f"print(early, {module!r} in sys.modules)")  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[] False"
