@@ -1,0 +1,334 @@
+"""A convolutional network in PyTorch, trained on Fashion-MNIST, and the flattened features it gives of every image.
+
+    python cnn_feature_extraction.py
+"""
+
+import copy
+import json
+import math
+import sys
+import time
+import zipfile
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel
+from tqdm import tqdm
+
+import data
+import plots
+import runs
+import settings
+
+# ---- settings: edit here, or override any of them on the command line (--epochs 5) ----
+EPOCHS = 12  # passes over the training set, in [1, inf)
+BATCH_SIZE = 256  # images in each step, in [1, inf)
+CHANNELS = (32, 48, 96, 96, 192)  # output channels of each 3 x 3 convolution, in [1, inf)
+POOL_AFTER = (1, 2, 4)  # the convolutions, counted from 1, that a 2 x 2 max-pooling follows, in [1, inf)
+BATCH_NORM = True  # batch normalisation after each convolution; without it, try --learning-rate 0.02
+LEARNING_RATE = 0.2  # the highest one: it rises in a straight line, then falls to 0, in (0, inf)
+WARMUP = 0.2  # the part of the training in which it rises, in (0, 1)
+MOMENTUM = 0.9  # of SGD, Nesterov's, in (0, 1)
+WEIGHT_DECAY = 0.0005  # of SGD, in [0, inf)
+LABEL_SMOOTHING = 0.1  # the share of each label that is spread over all classes, in [0, 1)
+FLIP = True  # show half of the training images mirrored, drawn anew in each epoch
+SHIFT = 1  # move each training image by up to so many pixels, drawn anew in each epoch, in [0, 27]
+AVERAGE = 0.995  # decay of the running average of the weights, which is what is evaluated and saved, in [0, 1)
+DEVICE = "auto"  # where to train; auto takes the first that is there: {auto, cuda, mps, cpu}
+PRECISION = "auto"  # of the training's convolutions; auto takes what is faster here: {auto, float32, bfloat16}
+SEED = 0  # of the initial weights, the order of the batches and the augmentation, in [0, inf)
+QUICK = False  # a tour of half a minute: 4 epochs at most, on a subset; its figures are only a tour's
+# ----
+
+
+class CNN(nn.Module):
+    """3 x 3 convolutions, each with max-pooling (or not), batch normalisation (or not) and ReLU, then a linear classifier.
+
+    Pooling comes before normalisation and ReLU, which then have a quarter of the pixels to do; ReLU and max commute, and
+    so does batch normalisation with a positive scale. Input: (N, 1, 28, 28) in [0, 1]; `mean` and `std` of the training
+    pixels are part of the model. Initial weights: N(0, 2 / fan_in), He et al. 2015.
+    """
+
+    def __init__(self, channels, pool_after, batch_norm=True, classes=10, mean=0.0, std=1.0, generator=None):
+        super().__init__()
+        self.name = f"CNN {'-'.join(map(str, channels))}"
+        self.register_buffer("mean", torch.tensor(mean))
+        self.register_buffer("std", torch.tensor(std))
+        stages, n_in = [], 1
+        for number, n_out in enumerate(channels, 1):
+            stages.append(nn.Conv2d(n_in, n_out, 3, padding=1, bias=not batch_norm))
+            nn.init.kaiming_normal_(stages[-1].weight, nonlinearity="relu", generator=generator)
+            if not batch_norm:
+                nn.init.zeros_(stages[-1].bias)
+            if number in pool_after:
+                stages.append(nn.MaxPool2d(2))
+            if batch_norm:
+                stages.append(nn.BatchNorm2d(n_out))
+            stages.append(nn.ReLU())
+            n_in = n_out
+        side = sides(channels, pool_after)[-1]
+        self.backbone = nn.Sequential(*stages, nn.Flatten())  # -> (N, n_out * side * side)
+        self.classifier = nn.Linear(n_in * side * side, classes)
+        nn.init.normal_(self.classifier.weight, std=self.classifier.in_features**-0.5, generator=generator)
+        nn.init.zeros_(self.classifier.bias)
+        self.size = sum(p.numel() for p in self.parameters())
+
+    def features(self, x):
+        return self.backbone((x - self.mean) / self.std)
+
+    def forward(self, x):
+        return self.classifier(self.features(x))
+
+
+def sides(channels, pool_after):
+    """Side of the square feature maps after each stage, in pixels. Raises settings.SettingError for an impossible stack."""
+    given = "--pool-after " + " ".join(map(str, pool_after))
+    if not channels:
+        raise settings.SettingError("--channels: at least one convolution")
+    if pool_after and max(pool_after) > len(channels):
+        raise settings.SettingError(f"{given}: there are only {len(channels)} convolutions")
+    result = [28]
+    for number in range(1, len(channels) + 1):
+        result.append(result[-1] // 2 if number in pool_after else result[-1])
+        if result[-1] == 0:
+            raise settings.SettingError(f"{given}: the maps of convolution {number} would be 0 x 0 pixels: remove a pool")
+    return result[1:]
+
+
+def pick_device(name):
+    """The torch.device of "cuda", "mps" or "cpu", or the first of them that is there. Raises settings.SettingError."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(device for device, available in there.items() if available)
+    if not there[name]:
+        raise settings.SettingError(f"--device {name}: this machine or this PyTorch has none; choose auto or cpu")
+    return torch.device(name)
+
+
+def pick_precision(name, model, device):
+    """torch.float32 or torch.bfloat16. "auto" on a CPU that can multiply bfloat16 times a few steps of both.
+
+    Without such instructions bfloat16 is emulated, several times slower (pytorch issues 118499, 146508), and with them
+    some builds are still slow (183815): hence the trial.
+    """
+    if name != "auto":
+        return getattr(torch, name)
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    known = device.type == "cpu" and hasattr(torch.cpu, "get_capabilities")
+    capabilities = torch.cpu.get_capabilities() if known else {}
+    if not any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "avx10_1", "bf16")):
+        return torch.float32
+    model, x, y = copy.deepcopy(model), torch.rand(128, 1, 28, 28), torch.zeros(128, dtype=torch.long)
+    seconds = {}
+    for dtype in 2 * (torch.float32, torch.bfloat16):  # the second time is the measured one, the first loads the kernels
+        start = time.perf_counter()
+        for _ in range(3):
+            with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
+                loss = F.cross_entropy(model(layout(x)), y)
+            loss.backward()
+        seconds[dtype] = time.perf_counter() - start
+    return min(seconds, key=seconds.get)
+
+
+def layout(x):
+    """Channels last, which oneDNN and cuDNN are faster with; Metal is not."""
+    return x if x.device.type == "mps" else x.contiguous(memory_format=torch.channels_last)
+
+
+def augment(x, flip, shift, generator):
+    """x (N, 1, 28, 28), each image mirrored with probability 1/2 and moved by up to `shift` pixels, background coming in."""
+    n, _, height, width = x.shape
+    if flip:
+        mirrored = torch.rand(n, 1, 1, 1, generator=generator, device=x.device) < 0.5
+        x = torch.where(mirrored, x.flip(3), x)
+    if shift:
+        x = F.pad(x, 4 * (shift,))
+        down, right = torch.randint(2 * shift + 1, (2, n, 1, 1), generator=generator, device=x.device)
+        image = torch.arange(n, device=x.device)[:, None, None]
+        rows = torch.arange(height, device=x.device)[:, None] + down  # (N, 28, 1)
+        columns = torch.arange(width, device=x.device) + right  # (N, 1, 28)
+        x = x[image, 0, rows, columns][:, None]  # -> (N, 1, 28, 28)
+    return x
+
+
+def fit(model, X, y, X_val, y_val, s, dtype, generator, log):
+    """Train `model`, which is on the device of the tensors X (N, 1, 28, 28) and y (N,), with the settings `s`.
+
+    SGD with Nesterov momentum, the learning rate a triangle (Smith and Topin 2018). `log` gets a row (a dict of
+    runs.COLUMNS) after each epoch: training columns are means over its augmented batches, with label smoothing;
+    validation is of the averaged weights, without. Returns (the averaged model, the rows as columns). Raises runs.Diverged.
+    """
+
+    def average(averages, values, _):
+        weight = 1 - min(s.average, (1 + step) / (10 + step))  # forgets faster at the start, with little to remember
+        for mean, value in zip(averages, values, strict=True):
+            mean.copy_(mean.lerp(value, weight) if mean.is_floating_point() else value)
+
+    model.train()
+    averaged = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+    optimizer = torch.optim.SGD(model.parameters(), s.learning_rate, s.momentum, weight_decay=s.weight_decay, nesterov=True)
+    history = {column: [] for column in runs.COLUMNS}
+    steps_in_epoch = math.ceil(len(y) / s.batch_size)
+    with tqdm(total=s.epochs * steps_in_epoch, disable=None, leave=False, unit="batch") as bar:
+        for epoch in range(1, s.epochs + 1):
+            start = time.perf_counter()
+            loss_sum, correct = torch.zeros(2, device=y.device)
+            order = torch.randperm(len(y), generator=generator, device=y.device)
+            for step, batch in enumerate(order.split(s.batch_size), (epoch - 1) * steps_in_epoch):
+                rate = s.learning_rate * float(np.interp(step / bar.total, [0, s.warmup, 1], [0.05, 1, 0]))
+                optimizer.param_groups[0]["lr"] = rate
+                x = layout(augment(X[batch], s.flip, s.shift, generator))
+                with torch.autocast(y.device.type, torch.bfloat16, enabled=dtype is torch.bfloat16):
+                    logits = model(x)
+                    loss = F.cross_entropy(logits, y[batch], label_smoothing=s.label_smoothing)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                averaged.update_parameters(model)
+                loss_sum += loss.detach() * len(batch)
+                correct += (logits.argmax(1) == y[batch]).sum()
+                bar.update()
+            if not math.isfinite(loss_sum):
+                raise runs.Diverged(f"the loss became {loss_sum:g} in epoch {epoch}, at learning rate {rate:g}: lower it")
+            val_loss, val_accuracy = score(classify(averaged.module, extract(averaged.module, X_val, dtype)), y_val)
+            values = epoch, float(loss_sum) / len(y), float(correct) / len(y), val_loss, val_accuracy, rate
+            row = dict(zip(runs.COLUMNS, (*values, time.perf_counter() - start), strict=True))
+            log(row)
+            for column, value in row.items():
+                history[column].append(value)
+    return averaged.module, history
+
+
+@torch.no_grad()
+def extract(model, X, dtype=torch.float32):
+    """Flattened features (N, F) of X (N, 1, 28, 28) in order, on its device, float32; in eval mode, which it leaves on."""
+    model.eval()
+    with torch.autocast(X.device.type, torch.bfloat16, enabled=dtype is torch.bfloat16):
+        return torch.cat([model.features(layout(x)).float() for x in X.split(500)])
+
+
+@torch.no_grad()
+def classify(model, features):
+    """Logits (N, classes) of features (N, F), a tensor or NumPy array, by the network's own classifier."""
+    return model.classifier(torch.as_tensor(features, device=model.mean.device)).float()
+
+
+def score(logits, y):
+    """(cross-entropy, accuracy) of logits (N, classes) against labels (N,)."""
+    return F.cross_entropy(logits, y).item(), (logits.argmax(1) == y).float().mean().item()
+
+
+def save(path, model, images, s):
+    """Write the network, the settings that shape it and what it was trained on as one safetensors file."""
+    tensors = {name: value.cpu().contiguous().numpy() for name, value in model.state_dict().items()}
+    about = {"model": "cnn", "channels": s.channels, "pool_after": s.pool_after, "batch_norm": s.batch_norm}
+    about |= {"dataset": images.name, "classes": images.classes, "split_seed": s.split_seed}
+    runs.save_weights(path, tensors, about)
+
+
+def restore(path):
+    """(model on the CPU, about) of a file that `save` wrote. Raises runs.RunError."""
+    tensors, about = runs.load_weights(path)
+    if about.get("model") != "cnn":
+        raise runs.RunError(f"{path}: holds a {about.get('model')}, not the CNN")
+    model = CNN(about["channels"], about["pool_after"], about["batch_norm"], len(about["classes"]))
+    model.load_state_dict({name: torch.from_numpy(value) for name, value in tensors.items()})
+    return model, about
+
+
+def save_features(path, model, images):
+    """The flattened features of all three splits, in dataset order, kept in the file `path` and taken from there.
+
+    Returns {"X_train": (N, F) float32, "y_train": (N,), "index_train": (N,), ... _val ... _test}. The file knows the
+    weights, the data and the split that it was made from: where they differ, it is made again, and the reason printed.
+    """
+    weights = data.digest(*(value.cpu().numpy() for value in model.state_dict().values()))
+    made_from = {"weights": weights, "data and split": images.fingerprint(), "layer": "flatten", "format": 1}
+    if path.exists():
+        try:
+            with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+                found = json.loads(str(file["made_from"]))
+                changed = [name for name in made_from if found.get(name) != made_from[name]]
+                if not changed:
+                    print(f"features are taken from {path}")
+                    return {name: file[name] for name in file.files if name != "made_from"}
+            reason = f"was made from other {' and other '.join(changed)}"
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            reason = f"cannot be read ({error})"
+        print(f"{path} {reason}: extracting the features again")
+    features = {}
+    for part in ("train", "val", "test"):
+        split = getattr(images, part)
+        features[f"X_{part}"] = extract(model, torch.from_numpy(split.X)[:, None].to(model.mean.device)).cpu().numpy()
+        features[f"y_{part}"], features[f"index_{part}"] = split.y, split.index
+    try:
+        with runs.whole(path) as part, part.open("wb") as file:
+            np.savez(file, made_from=json.dumps(made_from), **features)
+        print(f"features: {features['X_train'].shape[1]:,} of each image, {path.stat().st_size / 1e6:.0f} MB in {path}")
+    except OSError as error:
+        print(f"features are not kept: {path} cannot be written ({error.strerror})")
+    return features
+
+
+def train(images, s, run, history="history.csv"):
+    """A new CNN with the settings `s` of this script, trained on images.train: (model, history).
+
+    Raises settings.SettingError for a device that is not there.
+    """
+    device = pick_device(s.device)
+    init, shuffle = np.random.SeedSequence(s.seed).generate_state(2)  # two streams: one does not change the other
+    mean, std = data.statistics(images.train.X)
+    generator = torch.Generator().manual_seed(int(init))
+    model = CNN(s.channels, s.pool_after, s.batch_norm, len(images.classes), mean, std, generator).to(device)
+    if device.type != "mps":
+        model = model.to(memory_format=torch.channels_last)
+    dtype = pick_precision(s.precision, model, device)
+    print(f"{model.name}: {model.size:,} parameters, on {device.type} in {str(dtype).removeprefix('torch.')}")
+    tensors = [torch.from_numpy(a).to(device) for part in (images.train, images.val) for a in (part.X[:, None], part.y)]
+    generator = torch.Generator(device).manual_seed(int(shuffle))
+    model, history = fit(model, *tensors, s, dtype, generator, lambda row: run.log(row, history))
+    return model, history
+
+
+def check(s):
+    """Raise settings.SettingError, before any data is read, for an impossible network or a device that is not there."""
+    sides(s.channels, s.pool_after)
+    pick_device(s.device)
+
+
+def tour(s):
+    """The settings of --quick: fewer epochs, and smaller batches so that there are still enough steps."""
+    s.epochs, s.batch_size = min(s.epochs, 4), min(s.batch_size, 64)
+
+
+def run(s):
+    """The whole job with the settings `s`: load, train, extract, test, save. Returns what metrics.json holds."""
+    check(s)
+    images = data.load(s.dataset, s.data_dir, s.offline_fallback, s.split_seed, s.quick)
+    if s.quick:
+        tour(s)
+    with runs.Run("cnn_feature_extraction", s) as run:
+        model, history = train(images, s, run)
+        save(run.path / "backbone.safetensors", model, images, s)
+        features = save_features(run.path / "features.npz", model, images)
+        val, test = (classify(model, features[f"X_{part}"]).cpu() for part in ("val", "test"))
+        _, val_accuracy = score(val, torch.from_numpy(images.val.y))
+        test_loss, test_accuracy = score(test, torch.from_numpy(images.test.y))
+
+        title = f"{model.name} on {images.name}"
+        run.save({"curves.png": plots.curves(history, title)})
+        run.save(plots.evaluation(images.test.X, images.test.y, test.softmax(1).numpy(), images.classes, title))
+        return run.finish({model.name: (val_accuracy, test_accuracy)}, dataset=images.name, model=model.name, **images.sizes,
+                          val_accuracy=val_accuracy, test_accuracy=test_accuracy, test_loss=test_loss,
+                          parameters=model.size, features=features["X_train"].shape[1])  # fmt: skip
+
+
+def main(argv=None):
+    run(settings.parse(sys.modules[__name__], data, runs, argv=argv))
+
+
+if __name__ == "__main__":
+    runs.command(main)

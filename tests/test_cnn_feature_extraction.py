@@ -1,0 +1,180 @@
+"""The CNN: shapes, augmentation, what a features file knows, and the script as a user runs it."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import one_line
+from test_mlp_from_scratch import FILES, KEYS
+
+import cnn_feature_extraction as cnn
+import data
+import runs
+import settings
+
+R0 = (32, 64, 128, 256, 512)
+
+
+def small(seed=0, **options):
+    return cnn.CNN((4, 6), (1, 2), generator=torch.Generator().manual_seed(seed), **options)
+
+
+def test_parameter_counts():
+    # by hand: 3 x 3 x n_in x n_out weights and n_out biases each, then 512 x 3 x 3 features to 10 classes
+    convolutions = 9 * (1 * 32 + 32 * 64 + 64 * 128 + 128 * 256 + 256 * 512) + sum(R0)
+    assert cnn.CNN(R0, (1, 2, 5), batch_norm=False).size == convolutions + 4608 * 10 + 10 == 1_614_090
+    assert cnn.CNN(R0, (1, 2, 5)).size == 1_614_090 + sum(R0)  # two numbers instead of a bias
+
+
+@pytest.mark.parametrize(("pool_after", "expected"), [
+    ((1, 2, 5), [14, 7, 7, 7, 3]), ((), [28] * 5), ((1, 2, 3, 4), [14, 7, 3, 1, 1]),
+])  # fmt: skip
+def test_sides(pool_after, expected):
+    assert cnn.sides(R0, pool_after) == expected
+    features = cnn.extract(cnn.CNN((2,) * 5, pool_after), torch.zeros(1, 1, 28, 28))
+    assert features.shape == (1, 2 * expected[-1] ** 2)
+
+
+@pytest.mark.parametrize(("channels", "pool_after", "said"), [
+    (R0, (1, 2, 3, 4, 5), "convolution 5 would be 0 x 0"), (R0, (6,), "only 5 convolutions"), ((), (), "at least one"),
+])  # fmt: skip
+def test_an_impossible_stack(channels, pool_after, said):
+    with pytest.raises(settings.SettingError, match=said):
+        cnn.sides(channels, pool_after)
+
+
+def test_he_initialisation():
+    weight = cnn.CNN((64, 64), (), generator=torch.Generator().manual_seed(0)).backbone[3].weight
+    assert weight.std().item() == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.02)
+
+
+def test_pooling_first_changes_nothing():
+    x = torch.randn(3, 5, 8, 8)
+    norm = torch.nn.BatchNorm2d(5).eval()
+    pool = torch.nn.MaxPool2d(2)
+    torch.nn.init.uniform_(norm.weight, 0.1, 2)
+    assert torch.allclose(torch.relu(norm(pool(x))), pool(torch.relu(norm(x))))
+
+
+def test_augmentation_draws_every_flip_and_shift_and_nothing_else():
+    image = torch.rand(1, 1, 28, 28) + 0.1
+    padded = torch.nn.functional.pad(image, (2, 2, 2, 2))
+    corners = [(row, column) for row in range(5) for column in range(5)]
+    possible = [both[..., r : r + 28, c : c + 28] for both in (padded, padded.flip(3)) for r, c in corners]
+    found = cnn.augment(image.repeat(600, 1, 1, 1), True, 2, torch.Generator().manual_seed(0))
+    matches = torch.stack([(found == candidate).all(dim=3).all(dim=2)[:, 0] for candidate in possible], dim=1)
+    assert (matches.sum(dim=1) == 1).all()
+    assert matches.any(dim=0).all()
+    assert matches[:, :25].any(dim=1).float().mean().item() == pytest.approx(0.5, abs=0.1)
+    assert torch.equal(cnn.augment(image, False, 0, None), image)
+
+
+def test_features_are_in_eval_mode_and_change_nothing():
+    model = small().train()
+    X = torch.rand(7, 1, 28, 28)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    features = cnn.extract(model, X)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    for i in range(7):  # each image's features are its own, whatever the batch
+        assert torch.allclose(cnn.extract(model, X[i : i + 1])[0], features[i], atol=1e-5)
+    assert torch.allclose(cnn.classify(model, features), model(X), atol=1e-5)
+
+
+def test_normalisation_is_part_of_the_model():
+    X = torch.rand(2, 1, 28, 28)
+    plain, normed = small(), small(mean=0.3, std=0.4)
+    assert torch.allclose(cnn.extract(normed, X), cnn.extract(plain, (X - 0.3) / 0.4))
+
+
+def test_features_file_is_in_step_and_never_stale(digits, tmp_path, capsys):
+    path, model = tmp_path / "features.npz", small()
+    features = cnn.save_features(path, model, digits)
+    for part in ("train", "val", "test"):
+        split = getattr(digits, part)
+        assert np.array_equal(features[f"y_{part}"], split.y)
+        assert np.array_equal(features[f"index_{part}"], split.index)
+        some = RNG.permutation(len(split.y))[:5]
+        expected = cnn.extract(model, torch.from_numpy(split.X[some])[:, None])
+        assert np.allclose(features[f"X_{part}"][some], expected, atol=1e-5)
+    capsys.readouterr()
+
+    again = cnn.save_features(path, model, digits)
+    assert "features are taken from" in capsys.readouterr().out
+    assert all(np.array_equal(again[name], features[name]) for name in features)
+
+    with torch.no_grad():
+        model.backbone[0].weight[0, 0, 0, 0] += 0.01
+    changed = cnn.save_features(path, model, digits)
+    assert "was made from other weights: extracting" in capsys.readouterr().out
+    assert not np.array_equal(changed["X_train"], features["X_train"])
+
+    cnn.save_features(path, model, data.load("digits", split_seed=1))
+    assert "was made from other data and split: extracting" in capsys.readouterr().out
+
+    path.write_bytes(path.read_bytes()[:10_000])
+    cnn.save_features(path, model, digits)
+    assert "cannot be read" in capsys.readouterr().out
+    assert path.stat().st_size > 10_000
+
+
+RNG = np.random.default_rng(0)
+
+
+def test_saved_and_restored_features_are_identical(digits, tmp_path):
+    s = settings.load(cnn, data, runs, channels=(4, 6), pool_after=(1, 2), split_seed=3)
+    model = small(mean=0.2, std=0.3)
+    cnn.save(tmp_path / "b.safetensors", model, digits, s)
+    again, about = cnn.restore(tmp_path / "b.safetensors")
+    X = torch.rand(3, 1, 28, 28)
+    assert torch.equal(cnn.extract(model, X), cnn.extract(again, X))
+    assert (about["split_seed"], about["dataset"]) == (3, "digits")
+
+
+def test_precision_and_device():
+    model, cpu = small(), torch.device("cpu")
+    assert cnn.pick_precision("bfloat16", model, cpu) is torch.bfloat16
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert cnn.pick_precision("auto", model, cpu) in (torch.float32, torch.bfloat16)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert cnn.pick_device("cpu") == cpu
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_a_device_that_is_not_there(run_script):
+    assert "--device cuda" in one_line(run_script("cnn_feature_extraction", "--device", "cuda"), 2)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_training_learns_and_the_same_seed_gives_the_same_network(digits, precision, tmp_path):
+    s = settings.load(cnn, data, runs, epochs=3, batch_size=64, channels=(8, 16), pool_after=(1, 2), learning_rate=0.1,
+                      device="cpu", precision=precision, dataset="digits", output_dir=str(tmp_path / "run"))  # fmt: skip
+    found = []
+    for _ in range(2):
+        with runs.Run("test", s) as run:
+            model, history = cnn.train(digits, s, run)
+        assert history["val_accuracy"][-1] > 0.85
+        assert history["train_loss"][-1] < history["train_loss"][0]
+        found.append(cnn.extract(model, torch.from_numpy(digits.test.X[:50])[:, None]))
+    assert torch.equal(*found)
+
+
+def test_the_script(run_script, tmp_path):
+    small_network = ("--channels", 8, 16, 16, "--pool-after", 1, 2, "--no-batch-norm", "--learning-rate", 0.05)
+    done = run_script("cnn_feature_extraction", "--dataset", "digits", "--quick", *small_network, "--output-dir", "out")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.strip().splitlines()[-1] == "out"
+    files = FILES - {"weights.safetensors"} | {"backbone.safetensors", "features.npz"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == files
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert set(metrics) >= KEYS
+    assert metrics["dataset"] == "digits (subset)"
+    assert metrics["features"] == 16 * 7 * 7
+    assert metrics["test_accuracy"] > 0.5
+    with np.load(tmp_path / "out/features.npz", allow_pickle=False) as file:
+        assert file["X_train"].shape == (metrics["train_size"], 16 * 7 * 7)
+
+
+def test_an_impossible_stack_ends_the_script_before_the_data(run_script, tmp_path):
+    assert "0 x 0" in one_line(run_script("cnn_feature_extraction", "--pool-after", 1, 2, 3, 4, 5), 2)
+    assert not list(tmp_path.iterdir())
