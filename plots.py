@@ -28,12 +28,15 @@ def figure(title, width, height, **grid):
     return fig, axes
 
 
-def curves(history, title):
-    """Loss and accuracy by epoch. history: {"epoch": [...], "train_loss": [...], ...}, accuracies as fractions."""
+def curves(history, title, training="mean over the epoch"):
+    """Loss and accuracy by epoch. history: {"epoch": [...], "train_loss": [...], ...}, accuracies as fractions.
+
+    training: what the legend says of how the training figures were taken.
+    """
     fig, axes = figure(title, 10, 4, ncols=2)
     epochs = history["epoch"]
     for ax, what, factor, unit in zip(axes[0], ("loss", "accuracy"), (1, 100), ("cross-entropy", "%"), strict=True):
-        for part, name, colour in (("train", "training (mean over the epoch)", TRAIN), ("val", "validation", VAL)):
+        for part, name, colour in (("train", f"training ({training})", TRAIN), ("val", "validation", VAL)):
             values = factor * np.asarray(history[f"{part}_{what}"])
             ax.plot(epochs, values, color=colour, label=name, marker="o", markersize=3, linewidth=1.6)
         ax.set(xlabel="epoch", ylabel=f"{what} ({unit})")

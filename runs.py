@@ -46,11 +46,13 @@ def command(main):
     try:
         main()
     except KeyboardInterrupt as interrupt:
-        sys.exit(print(f"\ninterrupted{interrupt or ''}", file=sys.stderr) or 130)
+        print(f"\ninterrupted{interrupt}", file=sys.stderr)
+        sys.exit(130)
     except Exception as mistake:
         if not hasattr(mistake, "exit_code"):
             raise
-        sys.exit(print(f"{Path(sys.argv[0]).name}: {mistake}", file=sys.stderr) or mistake.exit_code)
+        print(f"{Path(sys.argv[0]).name}: {mistake}", file=sys.stderr)
+        sys.exit(mistake.exit_code)
 
 
 @contextlib.contextmanager
@@ -125,7 +127,7 @@ class Run:
     def finish(self, table, **metrics):
         """Write metrics.json with the settings, versions and machine, print the results, and return the metrics.
 
-        table: {model: (validation accuracy, test accuracy)}.
+        table: {model: (validation accuracy, test accuracy)}. The seconds are those since the data was read.
         """
         metrics |= {"seconds": round(time.perf_counter() - self.start, 1), "settings": self.settings}
         metrics |= {"command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]), **surroundings()}
@@ -134,6 +136,8 @@ class Run:
         print(f"\n{metrics['dataset']:<{width}}  validation      test")
         for name, accuracies in table.items():
             print(f"{name:<{width}}" + "".join(f"{accuracy:12.2%}" for accuracy in accuracies)[2:])
+        if self.settings.get("quick"):
+            print("\nA quick tour on a subset: these figures are only a tour's; the real ones come without --quick.")
         print(f"\n{metrics['dataset']}, {metrics['seconds']:.0f} s; figures, weights and metrics.json are in\n{self.path}")
         return metrics
 
@@ -157,10 +161,10 @@ def surroundings():
 
 def save_weights(path, tensors, about):
     """Write {name: array} with the dict `about` (JSON) as one safetensors file."""
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     with whole(path) as part:
-        save_file(tensors, part, {"about": json.dumps(about)})
+        part.write_bytes(save(tensors, {"about": json.dumps(about)}))
 
 
 def load_weights(path):

@@ -89,7 +89,7 @@ def test_normalisation_is_part_of_the_model():
 
 def test_features_file_is_in_step_and_never_stale(digits, tmp_path, capsys):
     path, model = tmp_path / "features.npz", small()
-    features = cnn.save_features(path, model, digits)
+    features = cnn.cached_features(path, model, digits)
     for part in ("train", "val", "test"):
         split = getattr(digits, part)
         assert np.array_equal(features[f"y_{part}"], split.y)
@@ -99,21 +99,21 @@ def test_features_file_is_in_step_and_never_stale(digits, tmp_path, capsys):
         assert np.allclose(features[f"X_{part}"][some], expected, atol=1e-5)
     capsys.readouterr()
 
-    again = cnn.save_features(path, model, digits)
+    again = cnn.cached_features(path, model, digits)
     assert "features are taken from" in capsys.readouterr().out
     assert all(np.array_equal(again[name], features[name]) for name in features)
 
     with torch.no_grad():
         model.backbone[0].weight[0, 0, 0, 0] += 0.01
-    changed = cnn.save_features(path, model, digits)
+    changed = cnn.cached_features(path, model, digits)
     assert "was made from other weights: extracting" in capsys.readouterr().out
     assert not np.array_equal(changed["X_train"], features["X_train"])
 
-    cnn.save_features(path, model, data.load("digits", split_seed=1))
+    cnn.cached_features(path, model, data.load("digits", split_seed=1))
     assert "was made from other data and split: extracting" in capsys.readouterr().out
 
     path.write_bytes(path.read_bytes()[:10_000])
-    cnn.save_features(path, model, digits)
+    cnn.cached_features(path, model, digits)
     assert "cannot be read" in capsys.readouterr().out
     assert path.stat().st_size > 10_000
 
