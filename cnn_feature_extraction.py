@@ -51,14 +51,14 @@ QUICK = False  # a tour of half a minute: 4 epochs at most, on a subset; its fig
 class CNN(nn.Module):
     """3 x 3 convolutions, each with max-pooling (or not), batch normalisation (or not) and ReLU, then a linear classifier.
 
-    Pooling comes before normalisation and ReLU, which then have a quarter of the pixels to do; ReLU and max commute, and
-    so does batch normalisation with a positive scale. Input: (N, 1, 28, 28) in [0, 1]; `mean` and `std` of the training
-    pixels are part of the model. Initial weights: N(0, 2 / fan_in), He et al. 2015.
+    Pooling comes before normalisation and ReLU, which then have a quarter of the pixels to do. Input: (N, 1, 28, 28) in
+    [0, 1]; `mean` and `std` of the training pixels are part of the model. Initial weights: N(0, 2 / fan_in), He et al. 2015.
     """
 
     def __init__(self, channels, pool_after, batch_norm=True, classes=10, mean=0.0, std=1.0, generator=None):
         super().__init__()
         self.name = f"CNN {'-'.join(map(str, channels))}"
+        self.trained_on = {}  # {"device": ..., "precision": ...}
         self.register_buffer("mean", torch.tensor(mean))
         self.register_buffer("std", torch.tensor(std))
         stages, n_in = [], 1
@@ -93,7 +93,7 @@ def sides(channels, pool_after):
     if not channels:
         raise settings.SettingError("--channels: at least one convolution")
     if pool_after and max(pool_after) > len(channels):
-        raise settings.SettingError(f"{given}: there are only {len(channels)} convolutions")
+        raise settings.SettingError(f"{given}: the last convolution is number {len(channels)}")
     result = [28]
     for number in range(1, len(channels) + 1):
         result.append(result[-1] // 2 if number in pool_after else result[-1])
@@ -185,7 +185,7 @@ def fit(model, X, y, X_val, y_val, s, dtype, generator, log):
             loss_sum, correct = torch.zeros(2, device=y.device)
             order = torch.randperm(len(y), generator=generator, device=y.device)
             batches = order.split(s.batch_size)
-            if len(batches[-1]) == 1 < s.batch_size:  # batch normalisation cannot do with a single image
+            if s.batch_norm and len(batches[-1]) == 1 < len(y):  # a single image has no variance to normalise by
                 batches = batches[:-1]
             for step, batch in enumerate(batches, (epoch - 1) * steps_in_epoch):
                 rate = s.learning_rate * float(np.interp(step / bar.total, [0, s.warmup, 1], [0.05, 1, 0]))
@@ -201,10 +201,12 @@ def fit(model, X, y, X_val, y_val, s, dtype, generator, log):
                 loss_sum += loss.detach() * len(batch)
                 correct += (logits.argmax(1) == y[batch]).sum()
                 bar.update()
-            if not math.isfinite(loss_sum):
-                raise runs.Diverged(f"the loss became {loss_sum:g} in epoch {epoch}, at learning rate {rate:g}: lower it")
+            seen = sum(map(len, batches))
             val_loss, val_accuracy = score(classify(averaged.module, extract(averaged.module, X_val, dtype)), y_val)
-            values = epoch, float(loss_sum) / len(y), float(correct) / len(y), val_loss, val_accuracy, rate
+            if not math.isfinite(loss_sum + val_loss):
+                what = f"the loss became {loss_sum + val_loss:g} in epoch {epoch}, at learning rate {rate:g}"
+                raise runs.Diverged(f"{what}: lower it")
+            values = epoch, float(loss_sum) / seen, float(correct) / seen, val_loss, val_accuracy, rate
             row = dict(zip(runs.COLUMNS, (*values, time.perf_counter() - start), strict=True))
             log(row)
             for column, value in row.items():
@@ -236,6 +238,7 @@ def save(path, model, images, s):
     tensors = {name: value.cpu().contiguous().numpy() for name, value in model.state_dict().items()}
     about = {"model": "cnn", "channels": s.channels, "pool_after": s.pool_after, "batch_norm": s.batch_norm}
     about |= {"dataset": images.name, "classes": images.classes, "split_seed": s.split_seed}
+    about["trained_on"] = model.trained_on
     runs.save_weights(path, tensors, about)
 
 
@@ -244,8 +247,11 @@ def restore(path):
     tensors, about = runs.load_weights(path)
     if about.get("model") != "cnn":
         raise runs.RunError(f"{path}: holds a {about.get('model')}, not the CNN")
-    model = CNN(about["channels"], about["pool_after"], about["batch_norm"], len(about["classes"]))
-    model.load_state_dict({name: torch.from_numpy(value) for name, value in tensors.items()})
+    with runs.as_written(path):
+        model = CNN(about["channels"], about["pool_after"], about["batch_norm"], len(about["classes"]))
+        model.load_state_dict({name: torch.from_numpy(value) for name, value in tensors.items()})
+        about["dataset"], about["split_seed"]
+        model.trained_on = about["trained_on"]
     return model, about
 
 
@@ -256,6 +262,7 @@ def cached_features(path, model, images):
     weights, the data and the split that it was made from: where they differ, it is made again, and the reason printed.
     """
     weights = data.digest(*(value.cpu().numpy() for value in model.state_dict().values()))
+    parts = ("train", "val", "test")
     made_from = {"weights": weights, "data and split": images.fingerprint(), "layer": "flatten", "format": 1}
     if path.exists():
         try:
@@ -263,14 +270,15 @@ def cached_features(path, model, images):
                 found = json.loads(str(file["made_from"]))
                 changed = [name for name in made_from if found.get(name) != made_from[name]]
                 if not changed:
+                    features = {f"{kind}_{part}": file[f"{kind}_{part}"] for kind in ("X", "y", "index") for part in parts}
                     print(f"features are taken from {path}")
-                    return {name: file[name] for name in file.files if name != "made_from"}
+                    return features
             reason = f"was made from other {' and other '.join(changed)}"
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
             reason = f"cannot be read ({error})"
         print(f"{path} {reason}: extracting the features again")
     features = {}
-    for part in ("train", "val", "test"):
+    for part in parts:
         split = getattr(images, part)
         features[f"X_{part}"] = extract(model, torch.from_numpy(split.X)[:, None].to(model.mean.device)).cpu().numpy()
         features[f"y_{part}"], features[f"index_{part}"] = split.y, split.index
@@ -296,10 +304,12 @@ def train(images, s, run, history="history.csv"):
     if device.type != "mps":
         model = model.to(memory_format=torch.channels_last)
     dtype = pick_precision(s.precision, model, device)
-    print(f"{model.name}: {model.size:,} parameters, on {device.type} in {str(dtype).removeprefix('torch.')}")
+    trained_on = {"device": device.type, "precision": str(dtype).removeprefix("torch.")}  # what auto has come to
+    print(f"{model.name}: {model.size:,} parameters, on {trained_on['device']} in {trained_on['precision']}")
     tensors = [torch.from_numpy(a).to(device) for part in (images.train, images.val) for a in (part.X[:, None], part.y)]
     generator = torch.Generator(device).manual_seed(int(shuffle))
     model, history = fit(model, *tensors, s, dtype, generator, lambda row: run.log(row, history))
+    model.trained_on = trained_on
     return model, history
 
 
@@ -318,8 +328,10 @@ def check(s):
 
 
 def tour(s):
-    """The settings of --quick: fewer epochs, and smaller batches so that there are still enough steps."""
-    s.epochs, s.batch_size = min(s.epochs, 4), min(s.batch_size, 64)
+    """The settings of --quick: fewer epochs, and smaller batches and steps, so that there are still enough of them."""
+    batch_size = min(s.batch_size, 64)
+    s.learning_rate *= batch_size / s.batch_size  # the linear scaling rule, Goyal et al. 2017
+    s.epochs, s.batch_size = min(s.epochs, 4), batch_size
 
 
 def run(s):
@@ -341,7 +353,7 @@ def run(s):
         run.save(plots.evaluation(images.test.X, images.test.y, test.softmax(1).numpy(), images.classes, title))
         return run.finish({model.name: (val_accuracy, test_accuracy)}, dataset=images.name, model=model.name, **images.sizes,
                           val_accuracy=val_accuracy, test_accuracy=test_accuracy, test_loss=test_loss,
-                          parameters=model.size, features=features["X_train"].shape[1])  # fmt: skip
+                          parameters=model.size, features=features["X_train"].shape[1], **model.trained_on)  # fmt: skip
 
 
 def main(argv=None):

@@ -12,6 +12,7 @@ import tempfile
 import warnings
 import zlib
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 
 import numpy as np
@@ -82,7 +83,9 @@ def load(dataset=DATASET, data_dir=DATA_DIR, offline_fallback=OFFLINE_FALLBACK, 
     unless `offline_fallback` is False. `quick` keeps a stratified subset: 6,000 / 1,500 / 2,000. Raises DataError.
     """
     name, classes = "Fashion-MNIST", CLASSES
-    folder = Path(os.path.expandvars(data_dir)).expanduser()
+    folder = Path(os.path.expanduser(os.path.expandvars(data_dir)))
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"--data-dir {folder}: is a file; name the folder that it is in")
     try:
         parts = digits() if dataset == "digits" else read(locate(folder))
     except Offline as reason:
@@ -96,7 +99,8 @@ def load(dataset=DATASET, data_dir=DATA_DIR, offline_fallback=OFFLINE_FALLBACK, 
     if name != "Fashion-MNIST":
         classes = tuple("0123456789")
     (X, y), (X_test, y_test) = parts["train"], parts["test"]
-    train, val = stratified_split(y, len(y) // 5, split_seed)
+    order = by_content(X)  # Kaggle's rows are shuffled: the same images are for validation, in whatever form they come
+    train, val = (np.sort(order[part]) for part in stratified_split(y[order], len(y) // 5, split_seed))
     test = np.arange(len(y_test))
     if quick:
         name += " (subset)"
@@ -108,6 +112,11 @@ def load(dataset=DATASET, data_dir=DATA_DIR, offline_fallback=OFFLINE_FALLBACK, 
 
 def as_split(X, y, index):
     return Split(np.divide(X[index], np.float32(255), dtype=np.float32), y[index].astype(np.int64), index)
+
+
+def by_content(X):
+    """Indices (N,) that put images into an order of their own, whatever the order they come in: that of their CRC-32."""
+    return np.argsort([zlib.crc32(image) for image in np.ascontiguousarray(X)], kind="stable")
 
 
 def stratified_split(y, n, seed):
@@ -162,12 +171,14 @@ def locate(folder):
     try:
         if files := find(folder):
             return files
+        print(f"no Fashion-MNIST in {folder}: downloading it (30 MB)", file=sys.stderr)
     except Incomplete as error:
         incomplete = error
+        print(f"only a part of Fashion-MNIST in {folder}: downloading the rest", file=sys.stderr)
     try:
         download(folder)
     except Offline as error:
-        raise incomplete or error from None
+        raise Incomplete(f"{incomplete} ({error})") if incomplete else error from None
     return find(folder)
 
 
@@ -285,7 +296,7 @@ def read_csv(path, part, count):
 
 def download(folder):
     """Fetch the four files into torchvision's layout below `folder`. Raises Offline."""
-    print(f"no Fashion-MNIST in {folder}: downloading it (30 MB)", file=sys.stderr)
+    new = not folder.exists()
     timeout = socket.getdefaulttimeout()
     try:
         from torchvision.datasets import FashionMNIST  # the only use of torchvision, and through it of torch
@@ -299,8 +310,10 @@ def download(folder):
             for name in FILES:  # what is there already stays, right or wrong: reading it will tell
                 if not (raw / f"{name}.gz").exists():
                     os.replace(Path(part, "FashionMNIST", "raw", f"{name}.gz"), raw / f"{name}.gz")
-    except (OSError, RuntimeError, ImportError) as error:
-        reason = str(error).strip().splitlines()[-1]
+    except (OSError, RuntimeError, ImportError, HTTPException) as error:
+        if new and folder.exists():
+            folder.rmdir()
+        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         raise Offline(f"no Fashion-MNIST in {folder}, and it could not be downloaded ({reason})") from None
     finally:
         socket.setdefaulttimeout(timeout)

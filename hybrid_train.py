@@ -66,6 +66,8 @@ def run(s):
     cnn.check(s)
     if s.backbone and not Path(s.backbone).is_file():
         raise settings.SettingError(f"--backbone {s.backbone}: no such file")
+    if s.backbone and s.output_dir and Path(s.output_dir).resolve() == Path(s.backbone).resolve().parent:
+        raise settings.SettingError(f"--output-dir {s.output_dir}: is the backbone's own folder; name another")
     images = data.load(s.dataset, s.data_dir, s.offline_fallback, s.split_seed, s.quick)
     if s.quick:
         cnn.tour(s)
@@ -105,7 +107,8 @@ def run(s):
                           val_accuracy=val_accuracy, test_accuracy=test_accuracy,
                           test_loss=mlp.softmax_cross_entropy(test, y_test)[0],
                           cnn_val_accuracy=cnn_val_accuracy, cnn_test_accuracy=cnn_test_accuracy,
-                          parameters=sum(p.numel() for p in model.backbone.parameters()) + len(head.params))  # fmt: skip
+                          parameters=sum(p.numel() for p in model.backbone.parameters()) + len(head.params),
+                          **model.trained_on)  # fmt: skip
 
 
 def main(argv=None):

@@ -208,9 +208,11 @@ def fit(model, optimizer, X, y, X_val, y_val, *, epochs, batch_size, rates, rng,
                 correct += np.count_nonzero(logits.argmax(axis=1) == y[batch])
                 bar.update()
             val_logits = model.logits(X_val)
-            row = dict(zip(runs.COLUMNS, (
-                epoch, loss_sum / len(y), correct / len(y), softmax_cross_entropy(val_logits, y_val)[0],
-                accuracy(val_logits, y_val), float(rate), time.perf_counter() - start), strict=True))  # fmt: skip
+            val_loss, _ = softmax_cross_entropy(val_logits, y_val)
+            if not np.isfinite(val_loss):  # as after a last step that was too long
+                raise runs.Diverged(f"the validation loss became {val_loss} in epoch {epoch}: lower the learning rate")
+            values = epoch, loss_sum / len(y), correct / len(y), val_loss, accuracy(val_logits, y_val), float(rate)
+            row = dict(zip(runs.COLUMNS, (*values, time.perf_counter() - start), strict=True))
             log(row)
             for column, value in row.items():
                 history[column].append(value)
@@ -232,9 +234,10 @@ def restore(path):
     tensors, about = runs.load_weights(path)
     if about.get("model") != "mlp":
         raise runs.RunError(f"{path}: holds a {about.get('model')}, not the NumPy MLP")
-    model = MLP(about["sizes"])
-    for name, view in model.views.items():
-        view[...] = tensors[name]
+    with runs.as_written(path):
+        model = MLP(about["sizes"])
+        for name, view in model.views.items():
+            view[...] = tensors[name]
     return model, about
 
 

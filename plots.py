@@ -20,7 +20,8 @@ def figure(title, width, height, **grid):
     from matplotlib.figure import Figure  # not pyplot: no screen, no global state
 
     fig = Figure((width, height), dpi=DPI, layout="constrained")
-    fig.suptitle(textwrap.fill(title, int(8.5 * width)), fontsize=12, fontweight="bold")
+    lines = [textwrap.fill(line, int(8.5 * width)) for line in title.splitlines()]
+    fig.suptitle("\n".join(lines), fontsize=12, fontweight="bold")
     axes = fig.subplots(squeeze=False, **grid)
     for ax in axes.flat:
         ax.spines[["top", "right"]].set_visible(False)
@@ -40,7 +41,7 @@ def curves(history, title, training="mean over the epoch"):
             values = factor * np.asarray(history[f"{part}_{what}"])
             ax.plot(epochs, values, color=colour, label=name, marker="o", markersize=3, linewidth=1.6)
         ax.set(xlabel="epoch", ylabel=f"{what} ({unit})")
-        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         ax.grid(alpha=0.25)
         ax.legend(frameon=False, fontsize=9)
     return fig
@@ -122,7 +123,7 @@ def samples(X, y, probabilities, classes, title, rows=5):
 def evaluation(X, y, probabilities, classes, title):
     """{file name: Figure or text}: what every classifier's test images get. Shapes as for `samples`."""
     predicted = probabilities.argmax(axis=1)
-    accuracy = f"{title}: test accuracy {np.mean(predicted == y):.2%}"
+    accuracy = f"{title}\ntest accuracy {np.mean(predicted == y):.2%}"
     return {
         "confusion_matrix.png": confusion_matrix(y, predicted, classes, accuracy),
         "classification_report.png": classification_report(y, predicted, classes, accuracy),
@@ -143,8 +144,9 @@ def side_by_side(y, predictions, classes, title):
         for place, value, rival in zip(places, recall, other, strict=True):
             if value != rival or colour == TRAIN:  # equal ones are written once
                 right = value > rival
-                ax.annotate(f"{value:.1f}", (value, place), (8 if right else -8, 0), textcoords="offset points", fontsize=9,
-                            color=colour, va="center", ha="left" if right else "right")  # fmt: skip
+                beside, side = (8, "left") if right else (-8, "right")
+                ax.annotate(f"{value:.1f}", (value, place), (beside, 0), textcoords="offset points", fontsize=9,
+                            color=colour if value != rival else GREY, va="center", ha=side)  # fmt: skip
     ax.set(xlabel="recall on the test images (%)", yticks=places, yticklabels=classes)
     ax.margins(x=0.1)
     ax.invert_yaxis()

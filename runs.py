@@ -49,10 +49,13 @@ def command(main):
         print(f"\ninterrupted{interrupt}", file=sys.stderr)
         sys.exit(130)
     except Exception as mistake:
-        if not hasattr(mistake, "exit_code"):
+        if isinstance(mistake, BrokenPipeError):  # whoever read the output, head perhaps, has had enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
+        if not hasattr(mistake, "exit_code") and not isinstance(mistake, OSError | MemoryError):
             raise
-        print(f"{Path(sys.argv[0]).name}: {mistake}", file=sys.stderr)
-        sys.exit(mistake.exit_code)
+        print(f"{Path(sys.argv[0]).name}: {str(mistake) or 'not enough memory'}", file=sys.stderr)
+        sys.exit(getattr(mistake, "exit_code", 1))
 
 
 @contextlib.contextmanager
@@ -78,6 +81,8 @@ class Run:
         now = time.strftime("%Y-%m-%d_%H-%M-%S")
         self.path = Path(settings.output_dir or Path("runs", script, now))
         try:
+            if self.path.resolve() in (Path.cwd(), *Path.cwd().parents):
+                raise RunError(f"--output-dir {self.path}: is the folder that you are in, or above it; name one of its own")
             while not settings.output_dir and self.path.exists():  # another run of this second
                 self.path = self.path.with_name(self.path.name + "_")
             if (self.path / "settings.json").exists():
@@ -131,7 +136,7 @@ class Run:
         """
         metrics |= {"seconds": round(time.perf_counter() - self.start, 1), "settings": self.settings}
         metrics |= {"command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]), **surroundings()}
-        self.save({"metrics.json": json.dumps(metrics, indent=2) + "\n"})
+        self.save({"metrics.json": json.dumps(metrics, indent=2, allow_nan=False) + "\n"})
         width = max(len(name) for name in [metrics["dataset"], *table]) + 2
         print(f"\n{metrics['dataset']:<{width}}  validation      test")
         for name, accuracies in table.items():
@@ -167,13 +172,22 @@ def save_weights(path, tensors, about):
         part.write_bytes(save(tensors, {"about": json.dumps(about)}))
 
 
+@contextlib.contextmanager
+def as_written(path):
+    """Raise RunError for whatever goes wrong inside because the weights file `path` does not hold what it should."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise RunError(f"{path}: not as this project writes it ({str(error).splitlines()[0]})") from None
+
+
 def load_weights(path):
     """({name: array}, about) of a file that save_weights wrote. Raises RunError for anything else."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="numpy") as file:
-            about = json.loads(file.metadata()["about"])
+            about = dict(json.loads(file.metadata()["about"]))
             return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
     except FileNotFoundError:
         raise RunError(f"{path}: no such file") from None

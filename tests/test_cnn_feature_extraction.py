@@ -1,5 +1,6 @@
 """The CNN: shapes, augmentation, what a features file knows, and the script as a user runs it."""
 
+import csv
 import json
 
 import numpy as np
@@ -37,7 +38,8 @@ def test_sides(pool_after, expected):
 
 
 @pytest.mark.parametrize(("channels", "pool_after", "said"), [
-    (R0, (1, 2, 3, 4, 5), "convolution 5 would be 0 x 0"), (R0, (6,), "only 5 convolutions"), ((), (), "at least one"),
+    (R0, (1, 2, 3, 4, 5), "convolution 5 would be 0 x 0"), (R0, (6,), "the last convolution is number 5"),
+    ((), (), "at least one"),
 ])  # fmt: skip
 def test_an_impossible_stack(channels, pool_after, said):
     with pytest.raises(settings.SettingError, match=said):
@@ -49,12 +51,63 @@ def test_he_initialisation():
     assert weight.std().item() == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.02)
 
 
-def test_pooling_first_changes_nothing():
-    x = torch.randn(3, 5, 8, 8)
-    norm = torch.nn.BatchNorm2d(5).eval()
-    pool = torch.nn.MaxPool2d(2)
-    torch.nn.init.uniform_(norm.weight, 0.1, 2)
-    assert torch.allclose(torch.relu(norm(pool(x))), pool(torch.relu(norm(x))))
+def test_the_features_are_those_of_convolution_max_pooling_norm_and_relu():
+    model = small(mean=0.3, std=0.4).eval()
+    X = torch.rand(3, 1, 28, 28)
+    x = (X - 0.3) / 0.4
+    for convolution, norm in ((model.backbone[0], model.backbone[2]), (model.backbone[4], model.backbone[6])):
+        torch.nn.init.uniform_(norm.running_var, 0.5, 2)
+        torch.nn.init.uniform_(norm.weight, 0.5, 2)
+        x = torch.nn.functional.conv2d(x, convolution.weight, padding=1)
+        side = x.shape[2] // 2
+        x = x.reshape(3, -1, side, 2, side, 2).amax(dim=(3, 5))
+        scale = norm.weight / torch.sqrt(norm.running_var + 1e-5)
+        x = torch.relu((x - norm.running_mean[:, None, None]) * scale[:, None, None] + norm.bias[:, None, None])
+    assert torch.allclose(cnn.extract(model, X), x.flatten(1), atol=1e-5)
+
+
+def tiny(**options):
+    return settings.load(cnn, data, runs, channels=(4,), pool_after=(1,), device="cpu", precision="float32", **options)
+
+
+def test_training_steps_by_hand(digits, tmp_path):
+    """Three steps of SGD with Nesterov momentum, weight decay, smoothing, the triangle and the average, by hand."""
+    s = tiny(epochs=1, batch_size=500, learning_rate=0.1, flip=False, shift=0, average=0.9, batch_norm=False)
+    X, y = torch.from_numpy(digits.train.X[:1500])[:, None], torch.from_numpy(digits.train.y[:1500])
+    model = cnn.CNN((4,), (1,), False, generator=torch.Generator().manual_seed(0))
+    params = [p.detach().clone().requires_grad_() for p in model.parameters()]
+    mean, velocity = [p.detach().clone() for p in params], [torch.zeros_like(p) for p in params]
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(1))
+    steps = len(order.split(500))
+    for step, batch in enumerate(order.split(500)):
+        maps = torch.nn.functional.conv2d(X[batch], params[0], params[1], padding=1)
+        features = torch.relu(torch.nn.functional.max_pool2d(maps, 2)).flatten(1)
+        targets = torch.nn.functional.one_hot(y[batch], 10) * 0.9 + 0.01
+        logits = features @ params[2].T + params[3]
+        loss = -(targets * torch.log_softmax(logits, 1)).sum(1).mean()
+        rate = 0.1 * float(np.interp(step / steps, [0, 0.2, 1], [0.05, 1, 0]))
+        for i, gradient in enumerate(torch.autograd.grad(loss, params)):
+            gradient = gradient + 0.0005 * params[i].detach()
+            velocity[i] = 0.9 * velocity[i] + gradient
+            params[i].data -= rate * (gradient + 0.9 * velocity[i])
+            decay = 0 if step == 0 else min(0.9, (1 + step) / (10 + step))  # the first average is the first weights
+            mean[i] = decay * mean[i] + (1 - decay) * params[i].data
+    averaged, _ = cnn.fit(model, X, y, X, y, s, torch.float32, torch.Generator().manual_seed(1), lambda row: None)
+    for ours, expected in zip(averaged.parameters(), mean, strict=True):
+        assert torch.allclose(ours, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_augmentation_is_drawn_afresh_for_every_batch(digits, monkeypatch):
+    calls = []
+    original = cnn.augment
+    monkeypatch.setattr(cnn, "augment", lambda *arguments: calls.append(original(*arguments)) or calls[-1])
+    X, y = torch.from_numpy(digits.train.X[:64])[:, None], torch.from_numpy(digits.train.y[:64])
+    model = cnn.CNN((4,), (1,), generator=torch.Generator().manual_seed(0))
+    s, generator = tiny(epochs=2, batch_size=64), torch.Generator().manual_seed(1)
+    cnn.fit(model, X, y, X, y, s, torch.float32, generator, lambda row: None)
+    assert len(calls) == 2
+    first, second = (set(map(bytes, map(np.ascontiguousarray, call.numpy()))) for call in calls)
+    assert len(first & second) < 48  # of 64 images, each one of 18 variants
 
 
 def test_augmentation_draws_every_flip_and_shift_and_nothing_else():
@@ -112,6 +165,13 @@ def test_features_file_is_in_step_and_never_stale(digits, tmp_path, capsys):
     cnn.cached_features(path, model, data.load("digits", split_seed=1))
     assert "was made from other data and split: extracting" in capsys.readouterr().out
 
+    with np.load(path) as file:
+        content = dict(file)
+    for change in ({"made_from": np.array("[]")}, {"X_val": None}):
+        np.savez(path, **{name: value for name, value in (content | change).items() if value is not None})
+        cnn.cached_features(path, model, data.load("digits", split_seed=1))
+        assert "cannot be read" in capsys.readouterr().out
+
     path.write_bytes(path.read_bytes()[:10_000])
     cnn.cached_features(path, model, digits)
     assert "cannot be read" in capsys.readouterr().out
@@ -155,6 +215,9 @@ def test_training_learns_and_the_same_seed_gives_the_same_network(digits, precis
             model, history = cnn.train(digits, s, run)
         assert history["val_accuracy"][-1] > 0.85
         assert history["train_loss"][-1] < history["train_loss"][0]
+        assert model.mean.item() == pytest.approx(data.statistics(digits.train.X)[0])  # of the training split alone
+        logits = cnn.classify(model, cnn.extract(model, torch.from_numpy(digits.val.X)[:, None]))
+        assert cnn.score(logits, torch.from_numpy(digits.val.y))[1] == pytest.approx(history["val_accuracy"][-1], abs=0.01)
         found.append(cnn.extract(model, torch.from_numpy(digits.test.X[:50])[:, None]))
     assert torch.equal(*found)
 
@@ -171,6 +234,9 @@ def test_the_script(run_script, tmp_path):
     assert metrics["dataset"] == "digits (subset)"
     assert metrics["features"] == 16 * 7 * 7
     assert metrics["test_accuracy"] > 0.5
+    assert metrics["precision"] in ("float32", "bfloat16")
+    *_, last = csv.DictReader((tmp_path / "out/history.csv").read_text().splitlines())
+    assert float(last["val_accuracy"]) == pytest.approx(metrics["val_accuracy"], abs=0.01)
     with np.load(tmp_path / "out/features.npz", allow_pickle=False) as file:
         assert file["X_train"].shape == (metrics["train_size"], 16 * 7 * 7)
 

@@ -1,5 +1,6 @@
 """The main job as a user runs it: its files, its figures recomputed, saved backbones, and Ctrl-C."""
 
+import csv
 import json
 import signal
 import subprocess
@@ -38,6 +39,9 @@ def test_files_and_figures(hybrid):
     assert printed.strip().splitlines()[-1] == str(folder)
     for name in ("test_accuracy", "cnn_test_accuracy", "val_accuracy", "cnn_val_accuracy"):
         assert f"{metrics[name]:.2%}" in printed
+    for name, column in (("history.csv", "val_accuracy"), ("cnn_history.csv", "cnn_val_accuracy")):
+        *_, last = csv.DictReader((folder / name).read_text().splitlines())
+        assert float(last["val_accuracy"]) == pytest.approx(metrics[column], abs=1e-5)
 
 
 def test_the_reported_accuracies_are_those_of_the_saved_files(hybrid):
@@ -74,21 +78,38 @@ def test_backbones_that_cannot_be_taken(hybrid, run_script, tmp_path):
     assert "damaged" in one_line(run_script("hybrid_train", *TINY, "--backbone", broken), 1)
     line = one_line(run_script("hybrid_train", *TINY, "--backbone", folder / "head.safetensors"), 1)
     assert "holds a mlp, not the CNN" in line
-    line = one_line(run_script("hybrid_train", *TINY, "--backbone", folder / "backbone.safetensors", "--split-seed", 5), 1)
-    assert "--split-seed 0" in line
+    good = folder / "backbone.safetensors"
+    assert "--split-seed 0" in one_line(run_script("hybrid_train", *TINY, "--backbone", good, "--split-seed", 5), 1)
+    assert "own folder" in one_line(run_script("hybrid_train", *TINY, "--backbone", good, "--output-dir", folder), 2)
+    tensors, about = runs.load_weights(good)
+    for wrong in ({"model": "cnn"}, about | {"channels": [8, 17]}):
+        runs.save_weights(broken, tensors, wrong)
+        assert "not as this project writes it" in one_line(run_script("hybrid_train", *TINY, "--backbone", broken), 1)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_backbone_of_digits_is_not_taken_for_fashion(hybrid, run_script, real_folder):
+    folder, _ = hybrid
+    good = folder / "backbone.safetensors"
+    line = one_line(run_script("hybrid_train", "--quick", "--backbone", good, real_folder=real_folder), 1)
+    assert "was trained on digits (subset), and cannot tell the classes of Fashion-MNIST (subset)" in line
 
 
 def test_ctrl_c_is_one_line_and_keeps_what_was_written(tmp_path):
     with (tmp_path / "stderr").open("w+") as stderr:
         arguments = command("hybrid_train", "--dataset", "digits", "--epochs", 10_000, "--output-dir", "out", *SMALL)
-        process = subprocess.Popen(arguments, cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL, stderr=stderr)
+        heard = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell has it ignored  # noqa: E731
+        process = subprocess.Popen(arguments, cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL, stderr=stderr,
+                                   preexec_fn=heard)  # fmt: skip
         history = tmp_path / "out/cnn_history.csv"
         deadline = time.time() + 120
-        while not history.exists() and time.time() < deadline:
-            time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 130
+        try:
+            while not history.exists() and time.time() < deadline:
+                time.sleep(0.1)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(60) == 130
+        finally:
+            process.kill()
         stderr.seek(0)
         assert stderr.read().strip() == "interrupted: what was written so far is in out"
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"settings.json", "cnn_history.csv"}

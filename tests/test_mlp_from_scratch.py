@@ -245,7 +245,9 @@ def test_the_script(run_script, tmp_path):
 
     digits = data.load("digits")  # the saved weights give the accuracy that was reported
     model, about = mlp.restore(folder / "weights.safetensors")
+    assert (about["mean"], about["std"]) == data.statistics(digits.train.X)  # of the training split alone
     logits = model.logits(mlp.standardised(digits.test.X, about["mean"], about["std"]))
+    assert metrics["test_loss"] == pytest.approx(mlp.softmax_cross_entropy(logits, digits.test.y)[0])
     assert np.mean(logits.argmax(axis=1) == digits.test.y) == metrics["test_accuracy"] > 0.8
     other, _ = mlp.restore(tmp_path / "two/weights.safetensors")
     assert np.array_equal(model.params, other.params)  # same seed, same bits
@@ -255,6 +257,30 @@ def test_a_learning_rate_that_diverges(run_script, tmp_path):
     line = one_line(run_script("mlp_from_scratch", "--dataset", "digits", "--optimizer", "sgd", "--learning-rate", 1e6), 1)
     assert "the loss became" in line
     assert "lower it" in line
+
+
+def test_a_last_step_that_diverges(run_script, tmp_path):
+    flags = ("--optimizer", "sgd", "--learning-rate", 1e30, "--batch-size", 100_000, "--epochs", 1)
+    assert "the validation loss became nan" in one_line(run_script("mlp_from_scratch", "--dataset", "digits", *flags), 1)
+    assert not list(tmp_path.glob("runs/*/*/metrics.json"))
+
+
+def test_each_epoch_visits_every_image_once_in_another_order(digits):
+    seen = []
+
+    class Spy(mlp.MLP):
+        def forward(self, x, training=False):
+            if training:
+                seen.extend(x[:, 0].tolist())
+            return super().forward(x, training)
+
+    X, y = np.zeros((50, 4), np.float32), np.zeros(50, int)
+    X[:, 0] = np.arange(50)
+    model = Spy((4, 3), np.random.default_rng(0))
+    mlp.fit(model, mlp.SGD(model.params, model.grads), X, y, X, y, epochs=2, batch_size=16, rates=[1e-3] * 8,
+            rng=np.random.default_rng(0), log=lambda row: None)  # fmt: skip
+    assert sorted(seen[:50]) == sorted(seen[50:]) == list(range(50))
+    assert seen[:50] != seen[50:] != sorted(seen[50:])
 
 
 def test_defaults_reach_89_per_cent_in_under_a_minute_or_so(run_script, real_folder, tmp_path):

@@ -57,7 +57,7 @@ def test_evaluation_makes_each_file(tmp_path):
     figure = files["samples.png"]
     figure.savefig(tmp_path / "samples.png")
     assert (tmp_path / "samples.png").read_bytes()[:4] == b"\x89PNG"
-    assert figure.get_suptitle() == "title: test accuracy 71.43%"
+    assert figure.get_suptitle() == "title\ntest accuracy 71.43%"
 
 
 @pytest.mark.parametrize("module", ["matplotlib.pyplot", "sklearn", "torch"])

@@ -66,6 +66,11 @@ def test_the_committed_results_are_of_real_runs(script):
     assert different <= {"output_dir", "data_dir"}  # the results are those of the constants as they stand
 
 
+def test_the_hybrids_cnn_is_the_one_of_the_row_above():
+    hybrid, alone = results("hybrid_train"), results("cnn_feature_extraction")
+    assert (hybrid["cnn_val_accuracy"], hybrid["cnn_test_accuracy"]) == (alone["val_accuracy"], alone["test_accuracy"])
+
+
 def test_every_command_in_the_readme_is_one_that_the_scripts_take():
     commands = re.findall(r"`?python (\w+)\.py([^`\n]*)`", README)
     assert len(commands) > 8

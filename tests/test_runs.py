@@ -40,6 +40,33 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
         runs.Run("test", SimpleNamespace(output_dir=str(tmp_path / "file")))
 
 
+def test_the_folder_that_one_is_in_is_not_moved_aside(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in (".", "..", str(tmp_path)):
+        with pytest.raises(runs.RunError, match="name one of its own"):
+            runs.Run("test", SimpleNamespace(output_dir=folder))
+
+
+@pytest.mark.parametrize(("mistake", "code", "said"), [
+    (runs.Diverged("the loss"), 1, "the loss"), (OSError(28, "No space left on device"), 1, "No space left"),
+    (MemoryError(), 1, "not enough memory"), (KeyboardInterrupt(": kept in x"), 130, "interrupted: kept in x"),
+])  # fmt: skip
+def test_a_mistake_is_one_line_and_an_exit_code(mistake, code, said, capsys):
+    def main():
+        raise mistake
+
+    with pytest.raises(SystemExit) as ended:
+        runs.command(main)
+    assert ended.value.code == code
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert said in line
+
+
+def test_a_bug_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        runs.command(lambda: 1 / 0)
+
+
 def test_history_and_metrics(tmp_path, capsys):
     with runs.Run("test", SimpleNamespace(output_dir=str(tmp_path), epochs=2)) as run:
         run.log(ROW)
