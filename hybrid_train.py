@@ -11,7 +11,6 @@ ends, after 316 s on 2 cores of an Intel(R) Xeon(R) Processor @ 2.50GHz (Python 
 
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 
@@ -39,8 +38,8 @@ def train_head(features, classes, s, run):
     for part in ("train", "val", "test"):  # in place: these are the largest arrays of the job
         features[f"X_{part}"] -= np.float32(mean)
         features[f"X_{part}"] /= np.float32(std)
-    head = SimpleNamespace(epochs=s.head_epochs, batch_size=s.head_batch_size, hidden=s.head_hidden, optimizer="adam",
-                           learning_rate=s.head_learning_rate, schedule="cosine", seed=s.seed)  # fmt: skip
+    head = settings.load(mlp, epochs=s.head_epochs, batch_size=s.head_batch_size, hidden=s.head_hidden,
+                         learning_rate=s.head_learning_rate, seed=s.seed)  # fmt: skip
     X, y, X_val, y_val = (features[name] for name in ("X_train", "y_train", "X_val", "y_val"))
     return *mlp.train(X, y, X_val, y_val, len(classes), head, run.log), mean, std
 

@@ -9,6 +9,7 @@ ends, after 25 s on 2 cores of an Intel(R) Xeon(R) Processor @ 2.50GHz (Python 3
 """
 
 import itertools
+import math
 import sys
 import time
 
@@ -19,35 +20,72 @@ import data
 import plots
 import runs
 import settings
+from optimizers import OPTIMIZERS, Average, learning_rates
 
 # ---- settings: edit here, or override any of them on the command line (--epochs 5) ----
 EPOCHS = 20  # passes over the training set, in [1, inf)
 BATCH_SIZE = 128  # images in each step, in [1, inf)
 HIDDEN = (256, 128)  # neurons in each hidden layer; none at all is softmax regression; in [1, inf)
-OPTIMIZER = "adam"  # what turns gradients into steps: {adam, sgd}
-LEARNING_RATE = 0.001  # the first step's; about 0.1 suits sgd; in (0, inf)
-SCHEDULE = "cosine"  # how the learning rate goes on from there; cosine falls to 0: {constant, cosine}
-MOMENTUM = 0.9  # of sgd, in [0, 1)
-SEED = 0  # of the initial weights and of the order of the batches, in [0, inf)
+ACTIVATION = "relu"  # of the hidden neurons: {relu, leaky_relu, tanh, gelu, sigmoid}
+NORM = "none"  # normalisation of what enters the activation: {none, batch, layer}
+DROPOUT = 0.0  # share of the hidden neurons that each training step leaves out, in [0, 1)
+INPUT_DROPOUT = 0.0  # share of the pixels that each training step leaves out, in [0, 1)
+LOSS = "softmax"  # cross-entropy of one softmax, or binary cross-entropy of a sigmoid for each class: {softmax, sigmoid}
+LABEL_SMOOTHING = 0.0  # share of each label that is spread over all classes, in [0, 1)
+INIT = "he"  # how the weights are drawn: {he, xavier, lecun, random}
+INIT_SCALE = 0.01  # standard deviation of the weights that random draws, in (0, inf)
+OPTIMIZER = "adam"  # what turns gradients into steps: {sgd, momentum, nesterov, rmsprop, adam}
+LEARNING_RATE = 0.001  # the highest one; about 0.1 suits sgd, 0.02 momentum and nesterov; in (0, inf)
+MOMENTUM = 0.9  # of momentum and nesterov, in [0, 1)
+SCHEDULE = "cosine"  # how the learning rate goes on: {constant, step, exponential, cosine, one_cycle}
+WARMUP = 0.0  # share of the training in which it first rises, in a straight line; 0.2 suits one_cycle; in [0, 1)
+L1 = 0.0  # penalty on the weights: this times the sum of their magnitudes, in [0, inf)
+L2 = 0.0  # penalty on the weights: half of this times the sum of their squares, in [0, inf)
+WEIGHT_DECAY = 0.0  # share of the weights, times the learning rate, that each step takes off (AdamW's), in [0, inf)
+CLIP_NORM = 0.0  # gradients that are longer than this, all of them as one vector, are shortened; 0: none; in [0, inf)
+AVERAGE = 0.0  # decay of the running average of the weights, then what is evaluated and saved; 0: none; in [0, 1)
+SEED = 0  # of the initial weights, of the order of the batches and of dropout, in [0, inf)
 QUICK = False  # a tour of a few seconds: 5 epochs at most, on a subset; its figures are only a tour's
 # ----
 
 
-class Linear:
-    """y = x W + b.  x (N, n_in), W (n_in, n_out), b (n_out,), y (N, n_out)."""
+class Layer:
+    """What the network asks of a layer.
 
-    def __init__(self, n_in, n_out):
-        self.shapes = {"W": (n_in, n_out), "b": (n_out,)}
+    `forward(x, training)` keeps what `backward(dout)` needs; `backward` fills `grads` and returns the gradient with respect
+    to x. Neither changes its argument or a parameter. `shapes` are those of the parameters, `state_shapes` those of what is
+    learnt without gradients; the network sets `params`, `grads` and `state`, {name: view into one of its flat vectors}.
+    """
+
+    def __init__(self, state_shapes=(), **shapes):
+        self.shapes, self.state_shapes = shapes, dict(state_shapes)
+        self.params, self.grads, self.state = {}, {}, {}
 
     def init(self, rng):
-        """He initialisation, W ~ N(0, 2 / n_in), which keeps the variance through ReLUs (He et al. 2015, eq. 10); b = 0."""
+        """Set the first values of `params` and `state`, where they are not 0."""
+
+
+class Linear(Layer):
+    """y = x W + b.  x (N, n_in), W (n_in, n_out), b (n_out,), y (N, n_out).
+
+    W is drawn from N(0, variance) and b is 0. The variance is 2 / n_in for "he", which keeps that of the signal through
+    ReLUs (He et al. 2015, eq. 10), 2 / (n_in + n_out) for "xavier" (Glorot and Bengio 2010, eq. 12), 1 / n_in for "lecun"
+    (LeCun et al. 1998, sec. 4.6), and scale^2 for "random".
+    """
+
+    def __init__(self, n_in, n_out, init="he", scale=0.01):
+        super().__init__(W=(n_in, n_out), b=(n_out,))
+        self.variance = {"he": 2 / n_in, "xavier": 2 / (n_in + n_out), "lecun": 1 / n_in, "random": scale**2}[init]
+
+    def init(self, rng):
         W = self.params["W"]
-        W[...] = rng.standard_normal(W.shape) * np.sqrt(2 / len(W))
-        self.params["b"][...] = 0
+        W[...] = rng.standard_normal(W.shape) * np.sqrt(self.variance)
 
     def forward(self, x, training=False):
         self.x = x
-        return x @ self.params["W"] + self.params["b"]  # (N, n_in) -> (N, n_out)
+        y = x @ self.params["W"]  # (N, n_in) -> (N, n_out)
+        y += self.params["b"]
+        return y
 
     def backward(self, dout, input_gradient=True):
         np.matmul(self.x.T, dout, out=self.grads["W"])  # (n_in, N) @ (N, n_out)
@@ -55,11 +93,8 @@ class Linear:
         return dout @ self.params["W"].T if input_gradient else None  # (N, n_out) -> (N, n_in)
 
 
-class ReLU:
-    """y = max(x, 0), element by element; the gradient at 0 is taken as 0."""
-
-    def __init__(self):
-        self.shapes = {}
+class ReLU(Layer):
+    """y = max(x, 0); the gradient at 0 is taken as 0 (Nair and Hinton 2010)."""
 
     def forward(self, x, training=False):
         self.y = np.maximum(x, 0)
@@ -69,55 +104,223 @@ class ReLU:
         return dout * (self.y > 0)
 
 
+class LeakyReLU(Layer):
+    """y = x where x > 0, elsewhere x / 100 (Maas et al. 2013)."""
+
+    def forward(self, x, training=False):
+        self.slope = np.where(x > 0, x.dtype.type(1), x.dtype.type(0.01))
+        return x * self.slope
+
+    def backward(self, dout, input_gradient=True):
+        return dout * self.slope
+
+
+class Tanh(Layer):
+    """y = tanh x;  dy/dx = 1 - y^2."""
+
+    def forward(self, x, training=False):
+        self.y = np.tanh(x)
+        return self.y
+
+    def backward(self, dout, input_gradient=True):
+        return dout * (1 - self.y**2)
+
+
+class Sigmoid(Layer):
+    """y = 1 / (1 + exp(-x));  dy/dx = y (1 - y)."""
+
+    def forward(self, x, training=False):
+        self.y = sigmoid(x)
+        return self.y
+
+    def backward(self, dout, input_gradient=True):
+        return dout * (self.y * (1 - self.y))
+
+
+class GELU(Layer):
+    """y = x P(x), P the normal distribution function, exact (Hendrycks and Gimpel 2016);  dy/dx = P(x) + x P'(x)."""
+
+    def forward(self, x, training=False):
+        from scipy.special import ndtr  # P, which NumPy lacks; SciPy comes with scikit-learn, and loads only for this
+
+        self.x, self.P = x, ndtr(x)
+        return x * self.P
+
+    def backward(self, dout, input_gradient=True):
+        density = np.exp(-(self.x**2) / 2) * self.x.dtype.type(1 / math.sqrt(2 * math.pi))
+        return dout * (self.P + self.x * density)
+
+
+class Dropout(Layer):
+    """Inverted dropout: in training a value is 0 with probability `rate`, else it grows by 1 / (1 - rate).
+
+    In use it changes nothing: the expected value is already that of training (Srivastava et al. 2014, sec. 10).
+    """
+
+    def __init__(self, rate, rng):
+        super().__init__()
+        self.rate, self.rng = rate, rng
+
+    def forward(self, x, training=False):
+        if not training:
+            return x
+        kept = self.rng.random(x.shape, dtype=np.float32) >= self.rate
+        self.mask = kept * x.dtype.type(1 / (1 - self.rate))
+        return x * self.mask
+
+    def backward(self, dout, input_gradient=True):
+        return dout * self.mask
+
+
+class BatchNorm(Layer):
+    """y = gamma (x - mean) / sqrt(var + eps) + beta, mean and variance of each column in the batch (Ioffe and Szegedy 2015).
+
+    In use, running means of the training's means and unbiased variances stand in for those of the batch, as in
+    torch.nn.BatchNorm1d. `backward` is that of a forward pass in training.
+    """
+
+    def __init__(self, n, momentum=0.1, eps=1e-5):
+        super().__init__({"mean": (n,), "var": (n,)}, gamma=(n,), beta=(n,))
+        self.momentum, self.eps = momentum, eps
+
+    def init(self, rng):
+        self.params["gamma"][...] = self.state["var"][...] = 1
+
+    def forward(self, x, training=False):
+        mean, var = self.state["mean"], self.state["var"]
+        if training:
+            n, mean, var = len(x), x.mean(axis=0), x.var(axis=0)
+            self.state["mean"] += self.momentum * (mean - self.state["mean"])
+            self.state["var"] += self.momentum * (var * (n / max(n - 1, 1)) - self.state["var"])
+        self.inverse = 1 / np.sqrt(var + x.dtype.type(self.eps))
+        self.normed = (x - mean) * self.inverse
+        return self.normed * self.params["gamma"] + self.params["beta"]
+
+    def backward(self, dout, input_gradient=True):
+        np.sum(dout * self.normed, axis=0, out=self.grads["gamma"])
+        np.sum(dout, axis=0, out=self.grads["beta"])
+        # mean and variance depend on x, too: of each column of dout, what lies along 1 and along `normed` is lost
+        through = dout - (self.grads["beta"] + self.normed * self.grads["gamma"]) / len(dout)
+        return through * (self.params["gamma"] * self.inverse)
+
+
+class LayerNorm(Layer):
+    """y = gamma (x - mean) / sqrt(var + eps) + beta, mean and variance of each row (Ba, Kiros and Hinton 2016)."""
+
+    def __init__(self, n, eps=1e-5):
+        super().__init__(gamma=(n,), beta=(n,))
+        self.eps = eps
+
+    def init(self, rng):
+        self.params["gamma"][...] = 1
+
+    def forward(self, x, training=False):
+        centred = x - x.mean(axis=1, keepdims=True)
+        self.inverse = 1 / np.sqrt((centred**2).mean(axis=1, keepdims=True) + x.dtype.type(self.eps))  # (N, 1)
+        self.normed = centred * self.inverse
+        return self.normed * self.params["gamma"] + self.params["beta"]
+
+    def backward(self, dout, input_gradient=True):
+        np.sum(dout * self.normed, axis=0, out=self.grads["gamma"])
+        np.sum(dout, axis=0, out=self.grads["beta"])
+        dnormed = dout * self.params["gamma"]
+        along = (dnormed * self.normed).mean(axis=1, keepdims=True)  # (N, 1): as in BatchNorm, but by rows
+        return (dnormed - dnormed.mean(axis=1, keepdims=True) - self.normed * along) * self.inverse
+
+
+def sigmoid(x):
+    """1 / (1 + exp(-x)), element by element, through tanh, which cannot overflow."""
+    return (1 + np.tanh(x / 2)) / 2
+
+
 def softmax(logits):
     """Probabilities (N, C) of logits (N, C); each row's largest logit is taken off first, so that exp cannot overflow."""
     exp = np.exp(logits - logits.max(axis=1, keepdims=True))
     return exp / exp.sum(axis=1, keepdims=True)
 
 
-def softmax_cross_entropy(logits, y):
-    """Mean over the batch of -log softmax(logits)[y], and its gradient: (loss, dlogits (N, C)).
+def softmax_cross_entropy(logits, y, smoothing=0.0):
+    """Mean over the batch of -sum_c t_c log softmax(logits)_c, and its gradient: (loss, dlogits (N, C)).
 
-    logits (N, C), y (N,) integers. dlogits = (softmax(logits) - onehot(y)) / N: the only place that divides by N.
+    logits (N, C), y (N,) integers. The target t is 1 - smoothing on the class y, and smoothing / C more on every class
+    (Szegedy et al. 2016, sec. 7). dlogits = (softmax(logits) - t) / N: the only place that divides by N.
     """
-    rows = np.arange(len(y))
+    rows, (n, classes) = np.arange(len(y)), logits.shape
     shifted = logits - logits.max(axis=1, keepdims=True)
     dlogits = np.exp(shifted)
     total = dlogits.sum(axis=1, keepdims=True)
-    loss = (np.log(total[:, 0]) - shifted[rows, y]).mean()
+    log_total = np.log(total[:, 0])
+    loss = (1 - smoothing) * (log_total - shifted[rows, y]).mean()
     dlogits /= total
-    dlogits[rows, y] -= 1
-    dlogits /= len(y)
+    dlogits[rows, y] -= 1 - smoothing
+    if smoothing:
+        loss += smoothing * (log_total - shifted.mean(axis=1)).mean()
+        dlogits -= smoothing / classes
+    dlogits /= n
     return float(loss), dlogits
 
 
-class MLP:
-    """Linear layers with ReLUs between them: sizes (784, 256, 128, 10) make 784-256-128-10.
+def sigmoid_cross_entropy(logits, y, smoothing=0.0):
+    """Independent sigmoids: binary cross-entropy, summed over the classes, mean over the batch: (loss, dlogits (N, C)).
 
-    All weights and biases are views into one vector, `params`, and their gradients into another, `grads`.
+    Each output answers a question of its own, is it class c or not. With s = sigmoid(logit) and targets t as above,
+    -t log s - (1 - t) log(1 - s) = max(logit, 0) - t logit + log(1 + exp(-|logit|)), which cannot overflow; its gradient
+    is s - t.
+    """
+    targets = np.full_like(logits, smoothing / logits.shape[1])
+    targets[np.arange(len(y)), y] += 1 - smoothing
+    losses = np.maximum(logits, 0) - targets * logits + np.log1p(np.exp(-np.abs(logits)))
+    return float(losses.sum(axis=1).mean()), (sigmoid(logits) - targets) / len(y)
+
+
+ACTIVATIONS = {"relu": ReLU, "leaky_relu": LeakyReLU, "tanh": Tanh, "gelu": GELU, "sigmoid": Sigmoid}
+NORMS = {"batch": BatchNorm, "layer": LayerNorm}
+LOSSES = {"softmax": (softmax_cross_entropy, softmax), "sigmoid": (sigmoid_cross_entropy, sigmoid)}  # and probabilities
+
+
+class MLP:
+    """Hidden layers of Linear, norm, activation and dropout, and a Linear that gives the logits.
+
+    sizes (784, 256, 128, 10) make 784-256-128-10. All parameters are views into one vector, `params`, and their gradients
+    into another, `grads`, so that an optimiser works on two flat vectors, whatever the layers are; what is learnt without
+    gradients is in a third, `state`. rng draws the initial weights, dropout_rng what dropout leaves out.
     """
 
-    def __init__(self, sizes, rng=None, dtype=np.float32):
-        self.sizes = tuple(sizes)
+    def __init__(self, sizes, rng=None, *, activation="relu", norm="none", dropout=0.0, input_dropout=0.0, init="he",
+                 init_scale=0.01, dropout_rng=None, dtype=np.float32):  # fmt: skip
         self.name = "-".join(map(str, sizes))  # as in 784-256-128-10
-        self.layers = []
-        for n_in, n_out in itertools.pairwise(sizes):
-            self.layers += [Linear(n_in, n_out), ReLU()]
-        self.layers.pop()  # the last Linear gives the logits
+        self.built = {"sizes": tuple(sizes), "activation": activation, "norm": norm}  # what a file of weights must tell
+        self.layers = [Dropout(input_dropout, dropout_rng)] if input_dropout else []
+        for n_in, n_out in itertools.pairwise(sizes[:-1]):
+            self.layers.append(Linear(n_in, n_out, init, init_scale))
+            if norm != "none":
+                self.layers.append(NORMS[norm](n_out))
+            self.layers.append(ACTIVATIONS[activation]())
+            if dropout:
+                self.layers.append(Dropout(dropout, dropout_rng))
+        self.layers.append(Linear(*sizes[-2:], init, init_scale))
 
-        total = sum(int(np.prod(shape)) for layer in self.layers for shape in layer.shapes.values())
-        self.params, self.grads = np.zeros(total, dtype), np.zeros(total, dtype)
-        self.views = {}  # {"0.W": a view into params, "0.b": ..., "2.W": ...}
-        start = 0
-        for number, layer in enumerate(self.layers):
-            layer.params, layer.grads = {}, {}
-            for name, shape in layer.shapes.items():
-                part = slice(start, start + int(np.prod(shape)))
-                layer.params[name] = self.views[f"{number}.{name}"] = self.params[part].reshape(shape)
-                layer.grads[name] = self.grads[part].reshape(shape)
-                start = part.stop
-            if rng is not None and layer.shapes:
+        self.params, self.views = self.flat("params", "shapes", dtype)
+        self.grads, _ = self.flat("grads", "shapes", dtype)
+        self.state, running = self.flat("state", "state_shapes", dtype)
+        self.views |= running  # {"0.W": view, "0.b": view, ...}: all that a file of weights holds
+        self.first = next(layer for layer in self.layers if layer.shapes)
+        self.weights = [(layer.params["W"], layer.grads["W"]) for layer in self.layers if "W" in layer.params]
+        if rng is not None:
+            for layer in self.layers:
                 layer.init(rng)
+
+    def flat(self, attribute, shapes, dtype):
+        """A new vector, and {"number.name": view into it} of what each layer's `attribute` now is, by its `shapes`."""
+        learning = [layer for layer in self.layers if layer.shapes]  # numbered without dropout, which use has no need of
+        sizes = [math.prod(shape) for layer in learning for shape in getattr(layer, shapes).values()]
+        vector, views = np.zeros(sum(sizes), dtype), {}
+        parts = iter(np.split(vector, np.cumsum(sizes)[:-1]))
+        for number, layer in enumerate(learning):
+            own = {name: next(parts).reshape(shape) for name, shape in getattr(layer, shapes).items()}
+            setattr(layer, attribute, own)
+            views |= {f"{number}.{name}": view for name, view in own.items()}
+        return vector, views
 
     def forward(self, x, training=False):
         """Logits (N, classes) of x (N, features)."""
@@ -129,69 +332,47 @@ class MLP:
         """Fill `grads` from dlogits (N, classes); the gradient with respect to x only where it is asked for."""
         dout = dlogits
         for layer in reversed(self.layers):
-            dout = layer.backward(dout, input_gradient=input_gradient or layer is not self.layers[0])
+            if layer is self.first and not input_gradient:
+                return layer.backward(dout, input_gradient=False)
+            dout = layer.backward(dout)
         return dout
 
     def logits(self, X, batch_size=2000):
         """Logits (N, classes) of all of X, in pieces that fit the processor's caches."""
         return np.concatenate([self.forward(X[i : i + batch_size]) for i in range(0, len(X), batch_size)])
 
+    def regularise(self, l1, l2):
+        """Add the gradients of l1 sum |W| + l2 / 2 sum W^2 over all weights (not biases) to `grads`; return that penalty."""
+        penalty = 0.0
+        for W, dW in self.weights:
+            if l1:
+                penalty += l1 * float(np.abs(W).sum())
+                dW += l1 * np.sign(W)
+            if l2:
+                penalty += l2 / 2 * float(np.vdot(W, W))
+                dW += l2 * W
+        return penalty
 
-class SGD:
-    """v = momentum v + grad;  params -= learning_rate v  (Polyak 1964, in the form of torch.optim.SGD)."""
-
-    def __init__(self, params, grads, momentum=0.0):
-        self.params, self.grads, self.momentum = params, grads, momentum
-        self.velocity = np.zeros_like(params)
-        self.scratch = np.empty_like(params)
-
-    def step(self, learning_rate):
-        self.velocity *= self.momentum
-        self.velocity += self.grads
-        self.params -= np.multiply(self.velocity, learning_rate, out=self.scratch)
-
-
-class Adam:
-    """Steps by the running mean of the gradient over the root of that of its square (Kingma and Ba 2015, algorithm 1)."""
-
-    def __init__(self, params, grads, beta1=0.9, beta2=0.999, eps=1e-8):
-        self.params, self.grads = params, grads
-        self.beta1, self.beta2, self.eps, self.t = beta1, beta2, eps, 0
-        self.m, self.v = np.zeros_like(params), np.zeros_like(params)
-        self.scratch = np.empty_like(params)
-
-    def step(self, learning_rate):
-        self.t += 1
-        g, m, v, scratch = self.grads, self.m, self.v, self.scratch
-        m *= self.beta1
-        m += np.multiply(g, 1 - self.beta1, out=scratch)
-        v *= self.beta2
-        np.multiply(g, g, out=scratch)
-        v += np.multiply(scratch, 1 - self.beta2, out=scratch)
-        # m and v start at 0: dividing by 1 - beta^t takes that bias out again
-        np.sqrt(v, out=scratch)
-        scratch /= np.sqrt(1 - self.beta2**self.t)
-        scratch += self.eps
-        np.divide(m, scratch, out=scratch)
-        scratch *= learning_rate / (1 - self.beta1**self.t)
-        self.params -= scratch
+    def clip(self, longest):
+        """Shorten `grads`, as one vector, to the length `longest` where it is longer (Pascanu et al. 2013, alg. 1)."""
+        norm = float(np.sqrt(np.vdot(self.grads, self.grads)))
+        if norm > longest:
+            self.grads *= longest / norm
+        return norm
 
 
-def learning_rates(schedule, first, steps):
-    """The learning rate of each step, (steps,): constant, or half a cosine down to 0 (Loshchilov and Hutter 2017)."""
-    if schedule == "constant":
-        return np.full(steps, first)
-    return first * (1 + np.cos(np.pi * np.arange(steps) / steps)) / 2
-
-
-def fit(model, optimizer, X, y, X_val, y_val, *, epochs, batch_size, rates, rng, log):
+def fit(model, optimizer, X, y, X_val, y_val, *, epochs, batch_size, rates, rng, log, loss=softmax_cross_entropy,
+        smoothing=0.0, l1=0.0, l2=0.0, weight_decay=0.0, clip_norm=0.0, average=0.0):  # fmt: skip
     """Train `model` on X (N, features), y (N,); `log` gets a row (a dict of runs.COLUMNS) after each epoch.
 
     rates: the learning rate of each step, (epochs * ceil(N / batch_size),). The training columns are means over the
-    epoch's batches, taken while the weights moved. Returns the rows as columns. Raises runs.Diverged.
+    epoch's batches, taken while the weights moved, with label smoothing and without penalties; validation is of the
+    averaged weights, where there is an average, and without smoothing. Leaves the model with the weights that were
+    validated last. Returns the rows as columns. Raises runs.Diverged.
     """
     history = {column: [] for column in runs.COLUMNS}
     rates = iter(rates)
+    averaged = Average(model, average) if average else None
     quiet = np.errstate(over="ignore", invalid="ignore")  # runs.Diverged says it better
     with quiet, tqdm(total=epochs * -(-len(y) // batch_size), disable=None, leave=False, unit="batch") as bar:
         for epoch in range(1, epochs + 1):
@@ -199,16 +380,30 @@ def fit(model, optimizer, X, y, X_val, y_val, *, epochs, batch_size, rates, rng,
             for batch in data.batches(len(y), batch_size, rng):
                 rate = next(rates)
                 logits = model.forward(X[batch], training=True)
-                loss, dlogits = softmax_cross_entropy(logits, y[batch])
-                if not np.isfinite(loss):
-                    raise runs.Diverged(f"the loss became {loss} in epoch {epoch}, at learning rate {rate:g}: lower it")
+                batch_loss, dlogits = loss(logits, y[batch], smoothing)
+                if not np.isfinite(batch_loss):
+                    what = f"the loss became {batch_loss} in epoch {epoch}, at learning rate {rate:g}"
+                    raise runs.Diverged(f"{what}: lower it")
                 model.backward(dlogits)
+                if l1 or l2:
+                    model.regularise(l1, l2)
+                if clip_norm:
+                    model.clip(clip_norm)
+                if weight_decay:  # decoupled from the gradient (Loshchilov and Hutter 2019)
+                    for W, _ in model.weights:
+                        W *= 1 - rate * weight_decay
                 optimizer.step(rate)
-                loss_sum += loss * len(batch)
+                if averaged:
+                    averaged.update()
+                loss_sum += batch_loss * len(batch)
                 correct += np.count_nonzero(logits.argmax(axis=1) == y[batch])
                 bar.update()
+            if averaged:
+                averaged.swap()
             val_logits = model.logits(X_val)
-            val_loss, _ = softmax_cross_entropy(val_logits, y_val)
+            if averaged and epoch < epochs:
+                averaged.swap()
+            val_loss, _ = loss(val_logits, y_val)
             if not np.isfinite(val_loss):  # as after a last step that was too long
                 raise runs.Diverged(f"the validation loss became {val_loss} in epoch {epoch}: lower the learning rate")
             values = epoch, loss_sum / len(y), correct / len(y), val_loss, accuracy(val_logits, y_val), float(rate)
@@ -226,7 +421,7 @@ def accuracy(logits, y):
 
 def save(path, model, about):
     """Write the model and the dict `about` (JSON: what the input was, what the classes are) as one safetensors file."""
-    runs.save_weights(path, model.views, {"model": "mlp", "sizes": model.sizes, **about})
+    runs.save_weights(path, model.views, {"model": "mlp", **model.built, **about})
 
 
 def restore(path):
@@ -235,7 +430,7 @@ def restore(path):
     if about.get("model") != "mlp":
         raise runs.RunError(f"{path}: holds a {about.get('model')}, not the NumPy MLP")
     with runs.as_written(path):
-        model = MLP(about["sizes"])
+        model = MLP(about["sizes"], activation=about["activation"], norm=about["norm"])
         for name, view in model.views.items():
             view[...] = tensors[name]
     return model, about
@@ -249,20 +444,22 @@ def standardised(X, mean, std):
 
 
 def seeds(seed):
-    """Independent generators {"init": ..., "shuffle": ...}: what one draws does not change the other."""
-    streams = np.random.SeedSequence(seed).spawn(2)
-    return {name: np.random.default_rng(stream) for name, stream in zip(("init", "shuffle"), streams, strict=True)}
+    """Independent generators, {"init": ..., "shuffle": ..., "dropout": ...}: what one draws does not change the others."""
+    streams = np.random.SeedSequence(seed).spawn(3)
+    return dict(zip(("init", "shuffle", "dropout"), map(np.random.default_rng, streams), strict=True))
 
 
 def train(X, y, X_val, y_val, classes, s, log):
     """A new MLP with the settings `s` of this script, trained: (model, history). X (N, features), y (N,)."""
     rng = seeds(s.seed)
-    model = MLP((X.shape[1], *s.hidden, classes), rng["init"])
-    make = {"adam": Adam, "sgd": lambda params, grads: SGD(params, grads, s.momentum)}[s.optimizer]
-    optimizer = make(model.params, model.grads)
-    rates = learning_rates(s.schedule, s.learning_rate, s.epochs * -(-len(y) // s.batch_size))
+    model = MLP((X.shape[1], *s.hidden, classes), rng["init"], activation=s.activation, norm=s.norm, dropout=s.dropout,
+                input_dropout=s.input_dropout, init=s.init, init_scale=s.init_scale, dropout_rng=rng["dropout"])  # fmt: skip
+    more = {"momentum": s.momentum} if s.optimizer in ("momentum", "nesterov") else {}
+    optimizer = OPTIMIZERS[s.optimizer](model.params, model.grads, **more)
+    rates = learning_rates(s.schedule, s.learning_rate, s.epochs * -(-len(y) // s.batch_size), s.warmup)
     history = fit(model, optimizer, X, y, X_val, y_val, epochs=s.epochs, batch_size=s.batch_size, rates=rates,
-                  rng=rng["shuffle"], log=log)  # fmt: skip
+                  rng=rng["shuffle"], log=log, loss=LOSSES[s.loss][0], smoothing=s.label_smoothing, l1=s.l1, l2=s.l2,
+                  weight_decay=s.weight_decay, clip_norm=s.clip_norm, average=s.average)  # fmt: skip
     return model, history
 
 
@@ -279,13 +476,14 @@ def run(s):
         name = f"NumPy MLP {model.name}"
         val_accuracy = accuracy(model.logits(X_val), images.val.y)
         logits = model.logits(X_test)
-        test_loss, _ = softmax_cross_entropy(logits, images.test.y)
+        loss, probabilities = LOSSES[s.loss]
+        test_loss, _ = loss(logits, images.test.y)
 
         about = {"dataset": images.name, "classes": images.classes, "mean": mean, "std": std, "settings": vars(s)}
         save(run.path / "weights.safetensors", model, about)
         title = f"{name} on {images.name}"
         run.save({"curves.png": plots.curves(history, title)})
-        run.save(plots.evaluation(images.test.X, images.test.y, softmax(logits), images.classes, title))
+        run.save(plots.evaluation(images.test.X, images.test.y, probabilities(logits), images.classes, title))
         test_accuracy = accuracy(logits, images.test.y)
         return run.finish({name: (val_accuracy, test_accuracy)}, dataset=images.name, model=name, **images.sizes,
                           val_accuracy=val_accuracy, test_accuracy=test_accuracy, test_loss=test_loss,

@@ -10,17 +10,15 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, one_line
+from test_optimizers import TWINS, relative
 
 import data
 import mlp_from_scratch as mlp
 import runs
+import settings
+from optimizers import OPTIMIZERS
 
 RNG = np.random.default_rng(7)
-
-
-def relative(a, b):
-    """Largest difference relative to the largest magnitude."""
-    return np.abs(a - b).max() / max(np.abs(a).max(), np.abs(b).max(), 1e-300)
 
 
 def central_differences(f, x, h=1e-5):
@@ -95,7 +93,7 @@ def test_extreme_logits_do_not_overflow():
 
 @pytest.mark.parametrize("hidden", [(), (6,), (7, 5, 4)])
 def test_gradients_of_the_whole_network(hidden):
-    model = mlp.MLP((8, *hidden, 3), np.random.default_rng(1), np.float64)
+    model = mlp.MLP((8, *hidden, 3), np.random.default_rng(1), dtype=np.float64)
     model.params += 0.1 * RNG.standard_normal(model.params.shape)  # biases that are not 0
     X, y = RNG.standard_normal((5, 8)), RNG.integers(0, 3, 5)
 
@@ -122,35 +120,124 @@ def test_layers_are_views_of_one_vector():
     assert model.forward(np.ones((2, 784), np.float32)).dtype == np.float32
 
 
-def test_he_initialisation():
-    W = mlp.MLP((1000, 500), np.random.default_rng(0)).views["0.W"]
-    assert W.std() == pytest.approx(np.sqrt(2 / 1000), rel=0.01)
-    assert abs(W.mean()) < 1e-3
+@pytest.mark.parametrize(("init", "std"), [
+    ("he", (2 / 1000) ** 0.5), ("xavier", (2 / 1500) ** 0.5), ("lecun", (1 / 1000) ** 0.5), ("random", 0.05),
+])  # fmt: skip
+def test_initialisation(init, std):
+    model = mlp.MLP((1000, 500), np.random.default_rng(0), init=init, init_scale=0.05)
+    assert model.views["0.W"].std() == pytest.approx(std, rel=0.01)
+    assert abs(model.views["0.W"].mean()) < 1e-3
+    assert not model.views["0.b"].any()
 
 
-PAIRS = {
-    "sgd": (lambda p, g: mlp.SGD(p, g), lambda p: torch.optim.SGD(p, lr=0.01)),
-    "momentum": (lambda p, g: mlp.SGD(p, g, 0.9), lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9)),
-    "adam": (mlp.Adam, lambda p: torch.optim.Adam(p, lr=0.01)),
-}
+def test_dropout_keeps_the_expected_value_and_does_nothing_in_use():
+    layer = mlp.Dropout(0.3, np.random.default_rng(0))
+    x = np.ones((400, 500), np.float32)
+    y = layer.forward(x, training=True)
+    assert set(np.unique(y)) == {0, np.float32(1 / 0.7)}
+    assert np.mean(y == 0) == pytest.approx(0.3, abs=0.01)
+    assert y.dtype == np.float32
+    assert layer.forward(x) is x
 
 
-@pytest.mark.parametrize("name", PAIRS)
-@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-12), (np.float32, 1e-5)])
-def test_fifty_optimiser_steps_beside_torch(name, dtype, tolerance):
-    ours, theirs = PAIRS[name]
-    params, grads = RNG.standard_normal(40).astype(dtype), np.empty(40, dtype)
-    tensor = torch.tensor(params, requires_grad=True)
-    optimizer, twin = ours(params, grads), theirs([tensor])
-    for step in range(50):
-        grads[:] = RNG.standard_normal(40)
-        tensor.grad = torch.tensor(grads)
-        rate = 0.01 * (1 + step % 3)
-        twin.param_groups[0]["lr"] = rate
-        optimizer.step(rate)
-        twin.step()
-        assert relative(params, tensor.detach().numpy()) < tolerance
-    assert params.dtype == dtype
+def test_batch_norm_runs_beside_torch_in_training_and_in_use():
+    model = mlp.MLP((6, 5, 3), np.random.default_rng(0), norm="batch", dtype=np.float64)
+    ours, twin = model.layers[1], torch.nn.BatchNorm1d(5, dtype=torch.float64)
+    for _ in range(4):
+        x = 2 + 3 * RNG.standard_normal((7, 5))
+        assert relative(ours.forward(x, training=True), twin(torch.tensor(x)).detach().numpy()) < 1e-12
+    twin.eval()
+    assert relative(ours.forward(x), twin(torch.tensor(x)).detach().numpy()) < 1e-12
+    assert relative(ours.state["var"], twin.running_var.numpy()) < 1e-12
+
+
+@pytest.mark.parametrize("options", [
+    {"norm": "batch"}, {"norm": "layer"}, {"activation": "gelu"}, {"activation": "tanh"}, {"activation": "leaky_relu"},
+    {"activation": "sigmoid"}, {"dropout": 0.5, "input_dropout": 0.2, "dropout_rng": np.random.default_rng(0)},
+])  # fmt: skip
+def test_every_part_stays_in_float32(options):
+    model = mlp.MLP((6, 5, 4, 3), np.random.default_rng(0), **options)
+    logits = model.forward(RNG.standard_normal((8, 6)).astype(np.float32), training=True)
+    for loss, _ in mlp.LOSSES.values():
+        _, dlogits = loss(logits, np.zeros(8, int), 0.1)
+        assert logits.dtype == dlogits.dtype == model.backward(dlogits, input_gradient=True).dtype == np.float32
+
+
+def test_sigmoid_cross_entropy_beside_torch_and_at_the_extremes():
+    logits, y = np.array([[1e4, -1e4, 0], [-1e4, 1e4, 3]]), np.array([1, 1])
+    with np.errstate(all="raise", under="ignore"):
+        loss, dlogits = mlp.sigmoid_cross_entropy(logits, y, 0.1)
+    tensor = torch.tensor(logits, requires_grad=True)
+    targets = torch.nn.functional.one_hot(torch.tensor(y), 3).double() * 0.9 + 0.1 / 3
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(tensor, targets, reduction="sum") / 2
+    expected.backward()
+    assert loss == pytest.approx(expected.item(), rel=1e-12)
+    assert relative(dlogits, tensor.grad.numpy()) < 1e-12
+
+
+def test_clipping_and_penalties():
+    model = mlp.MLP((6, 5, 3), np.random.default_rng(0), dtype=np.float64)
+    model.grads[:] = RNG.standard_normal(len(model.grads))
+    before, tensor = model.grads.copy(), torch.tensor(model.grads, requires_grad=True)
+    tensor.grad = torch.tensor(before)
+    norm = torch.nn.utils.clip_grad_norm_([tensor], 2.0)
+    assert model.clip(2.0) == pytest.approx(norm.item())
+    assert relative(model.grads, tensor.grad.numpy()) < 1e-6
+    assert model.clip(5.0) == pytest.approx(2.0)  # short enough: left as it is
+    assert relative(model.grads, tensor.grad.numpy()) < 1e-6
+    weights = [model.views["0.W"], model.views["1.W"]]
+    penalty = 0.1 * sum(np.abs(W).sum() for W in weights) + 0.05 * sum((W**2).sum() for W in weights)
+    assert model.regularise(0.1, 0.1) == pytest.approx(penalty)
+
+
+def test_decoupled_weight_decay_is_adamw_on_the_weights(digits):
+    X, y = digits.train.X[:256].reshape(-1, 784), digits.train.y[:256]
+    model, twin = (mlp.MLP((784, 8, 10), np.random.default_rng(0)) for _ in range(2))
+    tensors = {name: torch.tensor(view, requires_grad=True) for name, view in twin.views.items()}
+    groups = [{"params": [t for name, t in tensors.items() if "W" in name], "weight_decay": 0.1},
+              {"params": [t for name, t in tensors.items() if "b" in name], "weight_decay": 0}]  # fmt: skip
+    adamw = torch.optim.AdamW(groups, lr=0.01)
+    mlp.fit(model, OPTIMIZERS["adam"](model.params, model.grads), X, y, X, y, epochs=3, batch_size=64, rates=[0.01] * 12,
+            rng=np.random.default_rng(1), log=lambda row: None, weight_decay=0.1)  # fmt: skip
+    rng = np.random.default_rng(1)
+    for _ in range(3):
+        for batch in data.batches(256, 64, rng):
+            hidden = torch.relu(torch.tensor(X[batch]) @ tensors["0.W"] + tensors["0.b"])
+            loss = torch.nn.functional.cross_entropy(hidden @ tensors["1.W"] + tensors["1.b"], torch.tensor(y[batch]))
+            adamw.zero_grad()
+            loss.backward()
+            adamw.step()
+    for name, tensor in tensors.items():
+        assert relative(model.views[name], tensor.detach().numpy()) < 1e-4
+
+
+def test_the_average_is_what_is_validated_and_left(digits):
+    X, y = digits.train.X[:200].reshape(-1, 784), digits.train.y[:200]
+    model = mlp.MLP((784, 8, 10), np.random.default_rng(0), norm="batch")
+    history = mlp.fit(model, OPTIMIZERS["adam"](model.params, model.grads), X, y, X, y, epochs=3, batch_size=50,
+                      rates=np.full(12, 0.01), rng=np.random.default_rng(1), log=lambda row: None, average=0.9)  # fmt: skip
+    assert history["val_loss"][-1] == mlp.softmax_cross_entropy(model.logits(X), y)[0]
+
+
+def test_streams_are_independent(digits):
+    orders = []
+    for dropout in (0.0, 0.5):
+        s = settings.load(mlp, hidden=(4,), dropout=dropout, epochs=1)
+        seen = []
+        original = data.batches
+
+        def spy(*arguments, original=original, seen=seen):
+            seen.extend(original(*arguments))
+            return seen
+
+        data.batches = spy
+        try:
+            X, X_val = digits.train.X.reshape(-1, 784), digits.val.X.reshape(-1, 784)
+            mlp.train(X, digits.train.y, X_val, digits.val.y, 10, s, print)
+        finally:
+            data.batches = original
+        orders.append(np.concatenate(seen))
+    assert np.array_equal(*orders)
 
 
 @pytest.mark.parametrize("name", ["momentum", "adam"])
@@ -160,11 +247,10 @@ def test_ten_training_steps_beside_a_torch_twin(name, digits):
     twin = torch.nn.Sequential(torch.nn.Linear(784, 256), torch.nn.ReLU(), torch.nn.Linear(256, 128), torch.nn.ReLU(),
                                torch.nn.Linear(128, 10))  # fmt: skip
     with torch.no_grad():
-        for number in (0, 2, 4):
-            twin[number].weight.copy_(torch.tensor(model.views[f"{number}.W"].T))
-            twin[number].bias.copy_(torch.tensor(model.views[f"{number}.b"]))
-    ours, theirs = PAIRS[name]
-    optimizer, torch_optimizer = ours(model.params, model.grads), theirs(twin.parameters())
+        for number in range(3):
+            twin[2 * number].weight.copy_(torch.tensor(model.views[f"{number}.W"].T))
+            twin[2 * number].bias.copy_(torch.tensor(model.views[f"{number}.b"]))
+    optimizer, torch_optimizer = OPTIMIZERS[name](model.params, model.grads), TWINS[name](twin.parameters())
     torch_optimizer.param_groups[0]["lr"] = 0.001
     losses = []
     for batch in data.batches(len(y), 64, np.random.default_rng(4))[:10]:
@@ -180,22 +266,15 @@ def test_ten_training_steps_beside_a_torch_twin(name, digits):
     assert losses[-1] < losses[0]
 
 
-def test_learning_rates():
-    assert mlp.learning_rates("constant", 0.1, 4).tolist() == [0.1] * 4
-    cosine = mlp.learning_rates("cosine", 0.1, 100)
-    assert cosine[0] == 0.1
-    assert cosine[50] == pytest.approx(0.05)
-    assert (np.diff(cosine) < 0).all()
-    assert 0 < cosine[-1] < 1e-4
-
-
 def test_standardised():
     X = RNG.random((5, 4, 4), dtype=np.float32)
     assert relative(mlp.standardised(X, 0.5, 0.25), (X.reshape(5, 16) - 0.5) / 0.25) < 1e-6
 
 
 def test_saved_and_restored_predictions_are_identical(tmp_path):
-    model = mlp.MLP((784, 32, 10), np.random.default_rng(0))
+    model = mlp.MLP((784, 32, 10), np.random.default_rng(0), norm="batch", activation="tanh", input_dropout=0.1,
+                    dropout_rng=np.random.default_rng(0))  # fmt: skip
+    model.forward(RNG.random((50, 784), dtype=np.float32), training=True)  # running means and variances of its own
     mlp.save(tmp_path / "w.safetensors", model, {"mean": 0.5})
     again, about = mlp.restore(tmp_path / "w.safetensors")
     X = RNG.random((9, 784), dtype=np.float32)
@@ -207,7 +286,7 @@ def test_saved_and_restored_predictions_are_identical(tmp_path):
 
 
 def test_logits_in_pieces_are_the_logits():
-    model = mlp.MLP((20, 8, 10), np.random.default_rng(0), np.float64)
+    model = mlp.MLP((20, 8, 10), np.random.default_rng(0), dtype=np.float64)
     X = RNG.random((33, 20))
     assert np.allclose(model.logits(X, batch_size=7), model.forward(X), rtol=1e-12)
 
@@ -277,7 +356,7 @@ def test_each_epoch_visits_every_image_once_in_another_order(digits):
     X, y = np.zeros((50, 4), np.float32), np.zeros(50, int)
     X[:, 0] = np.arange(50)
     model = Spy((4, 3), np.random.default_rng(0))
-    mlp.fit(model, mlp.SGD(model.params, model.grads), X, y, X, y, epochs=2, batch_size=16, rates=[1e-3] * 8,
+    mlp.fit(model, OPTIMIZERS["sgd"](model.params, model.grads), X, y, X, y, epochs=2, batch_size=16, rates=[1e-3] * 8,
             rng=np.random.default_rng(0), log=lambda row: None)  # fmt: skip
     assert sorted(seen[:50]) == sorted(seen[50:]) == list(range(50))
     assert seen[:50] != seen[50:] != sorted(seen[50:])

@@ -1,0 +1,101 @@
+"""The gradient check passes as the network stands, and turns red for every fault planted in it."""
+
+import numpy as np
+import pytest
+
+import check_gradients
+import mlp_from_scratch as mlp
+
+
+def worst(seed=0):
+    """The largest error over a few combinations that together use every layer, loss and regulariser."""
+    chosen = [
+        ("none", "relu", 0.4, "softmax", 0.1, {"l1": 0.01}), ("batch", "tanh", 0.0, "sigmoid", 0.1, {"l2": 0.01}),
+        ("layer", "gelu", 0.4, "softmax", 0.0, {}), ("batch", "leaky_relu", 0.0, "softmax", 0.0, {}),
+        ("none", "sigmoid", 0.0, "sigmoid", 0.0, {}),
+    ]  # fmt: skip
+    errors = []
+    for choice in chosen:
+        one = check_gradients.Combination(*choice, seed)
+        ours = one.by_hand()
+        errors += [check_gradients.relative_error(ours, other) for other in (one.by_differences(), one.by_autograd())]
+    return max(errors)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_all_is_right(seed):
+    assert worst(seed) < 1e-7
+
+
+def test_the_script_passes_and_covers_every_part(capsys):
+    with pytest.raises(SystemExit) as ended:
+        check_gradients.main([])
+    assert ended.value.code == 0
+    printed = capsys.readouterr().out
+    assert "all below 1e-07" in printed
+    for name in (*mlp.ACTIVATIONS, *mlp.NORMS, *mlp.LOSSES, "L1", "L2"):
+        assert f"{name} " in printed
+
+
+def fault(original, change):
+    def wrong(self, *arguments, **options):
+        return change(self, original, *arguments, **options)
+
+    return wrong
+
+
+def twice_dW(self, original, dout, **options):
+    dx = original(self, dout, **options)
+    self.grads["W"] *= 2
+    return dx
+
+
+def no_db(self, original, dout, **options):
+    dx = original(self, dout, **options)
+    self.grads["b"][:] = 0
+    return dx
+
+
+def forgotten_gamma(self, original, dout, **options):
+    dx = original(self, dout, **options)
+    self.grads["gamma"][:] = np.nan
+    return dx
+
+
+FAULTS = {
+    "ReLU without its mask": (mlp.ReLU, lambda self, original, dout, **_: dout),
+    "leaky ReLU without its slope": (mlp.LeakyReLU, lambda self, original, dout, **_: dout),
+    "tanh's derivative is 1 - y": (mlp.Tanh, lambda self, original, dout, **_: dout * (1 - self.y)),
+    "sigmoid's derivative is y": (mlp.Sigmoid, lambda self, original, dout, **_: dout * self.y),
+    "GELU by its tanh approximation's slope": (mlp.GELU, lambda self, original, dout, **_: dout * self.P),
+    "dropout that lets everything back": (mlp.Dropout, lambda self, original, dout, **_: dout),
+    "W's gradient twice": (mlp.Linear, twice_dW),
+    "b's gradient forgotten": (mlp.Linear, no_db),
+    "W left out": (mlp.Linear, lambda self, original, dout, **_: (
+        original(self, dout), dout @ np.ones_like(self.params["W"]).T)[1]),
+    "batch norm that forgets that its mean depends on x": (mlp.BatchNorm, lambda self, original, dout, **_: (
+        original(self, dout), dout * self.params["gamma"] * self.inverse)[1]),
+    "layer norm that forgets its variance": (mlp.LayerNorm, lambda self, original, dout, **_: (
+        original(self, dout), (dout - dout.mean(axis=1, keepdims=True)) * self.params["gamma"] * self.inverse)[1]),
+    "gamma's gradient not filled": (mlp.LayerNorm, forgotten_gamma),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_planted_fault_turns_it_red(name, monkeypatch):
+    layer, change = FAULTS[name]
+    monkeypatch.setattr(layer, "backward", fault(layer.backward, change))
+    assert not worst() < 1e-7
+
+
+@pytest.mark.parametrize("change", [
+    lambda loss, dlogits, logits, y: (loss, dlogits * len(y)),  # not divided by N
+    lambda loss, dlogits, logits, y: (loss, mlp.softmax(logits) / len(y)),  # the derivative of the output forgotten
+    lambda loss, dlogits, logits, y: (-np.log(mlp.softmax(logits).max(axis=1)).mean(), dlogits),  # of the predicted class
+])  # fmt: skip
+def test_a_fault_in_the_loss_turns_it_red(change, monkeypatch):
+    def wrong(logits, y, smoothing=0.0):
+        return change(*mlp.softmax_cross_entropy(logits, y, smoothing), logits, y)
+
+    monkeypatch.setitem(mlp.LOSSES, "softmax", (wrong, mlp.softmax))
+    assert not worst() < 1e-7
