@@ -365,7 +365,7 @@ def fit(model, optimizer, X, y, X_val, y_val, *, epochs, batch_size, rates, rng,
         smoothing=0.0, l1=0.0, l2=0.0, weight_decay=0.0, clip_norm=0.0, average=0.0):  # fmt: skip
     """Train `model` on X (N, features), y (N,); `log` gets a row (a dict of runs.COLUMNS) after each epoch.
 
-    rates: the learning rate of each step, (epochs * ceil(N / batch_size),). The training columns are means over the
+    rates: the learning rate of each step, epochs * ceil(N / batch_size) of them. The training columns are means over the
     epoch's batches, taken while the weights moved, with label smoothing and without penalties; validation is of the
     averaged weights, where there is an average, and without smoothing. Leaves the model with the weights that were
     validated last. Returns the rows as columns. Raises runs.Diverged.
@@ -406,7 +406,7 @@ def fit(model, optimizer, X, y, X_val, y_val, *, epochs, batch_size, rates, rng,
             val_loss, _ = loss(val_logits, y_val)
             if not np.isfinite(val_loss):  # as after a last step that was too long
                 raise runs.Diverged(f"the validation loss became {val_loss} in epoch {epoch}: lower the learning rate")
-            values = epoch, loss_sum / len(y), correct / len(y), val_loss, accuracy(val_logits, y_val), float(rate)
+            values = epoch, loss_sum / len(y), correct / len(y), val_loss, accuracy(val_logits, y_val), rate
             row = dict(zip(runs.COLUMNS, (*values, time.perf_counter() - start), strict=True))
             log(row)
             for column, value in row.items():

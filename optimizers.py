@@ -112,7 +112,7 @@ OPTIMIZERS = {"sgd": SGD, "momentum": Momentum, "nesterov": Nesterov, "rmsprop":
 
 
 def learning_rates(schedule, highest, steps, warmup=0.0):
-    """The learning rate of each step, (steps,), in all schedules after a straight rise over the share `warmup` of them.
+    """The learning rate of each step, a list, in all schedules after a straight rise over the share `warmup` of them.
 
     Then "constant" stays; "step" falls to a tenth half way and to a hundredth at three quarters (He et al. 2016, sec. 4.2);
     "exponential" falls evenly to a hundredth; "cosine" falls along half a cosine to 0 (Loshchilov and Hutter 2017, eq. 5);
@@ -127,7 +127,8 @@ def learning_rates(schedule, highest, steps, warmup=0.0):
         "cosine": (1 + np.cos(np.pi * done)) / 2,
         "one_cycle": 1 - done,
     }[schedule]
-    return highest * np.concatenate([np.arange(1, rise + 1) / (rise + 1), fall])
+    rates = highest * np.concatenate([np.arange(1, rise + 1) / (rise + 1), fall])
+    return rates.tolist()  # Python's numbers: a float64 of NumPy's would draw every array that it meets into float64
 
 
 class Average:
