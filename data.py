@@ -135,6 +135,42 @@ def statistics(X):
     return float(mean), float(np.sqrt(square - mean**2))
 
 
+def normalisation(X, how):
+    """(mean, std) to bring X (N, 28, 28) to: "none" 0 and 1, "standard" one of each, "pixel" (28, 28) of each.
+
+    Only ever of the training split. A pixel that is the same in all images keeps its scale.
+    """
+    if how == "none":
+        return 0.0, 1.0
+    if how == "standard":
+        return statistics(X)
+    mean, std = X.mean(axis=0, dtype=np.float64), X.std(axis=0, dtype=np.float64)
+    return mean, np.where(std > 0, std, 1.0)
+
+
+def augment(X, rng, flip=False, shift=0, erase=0):
+    """A changed copy of images X (N, 28, 28), each drawn on its own; never of validation or test images.
+
+    Half of them mirrored; moved by up to `shift` pixels each way, background (0) coming in; and in half of them a square of
+    erase x erase pixels of noise (random erasing, Zhong et al. 2020, with one size).
+    """
+    n, height, width = X.shape
+    if flip:
+        X = np.where(rng.random(n)[:, None, None] < 0.5, X[:, :, ::-1], X)
+    if shift:
+        padded = np.pad(X, ((0, 0), (shift, shift), (shift, shift)))
+        windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), axis=(1, 2))  # (N, places, places, ...)
+        down, right = rng.integers(2 * shift + 1, size=(2, n))
+        X = windows[np.arange(n), down, right]
+    if erase:
+        top, left = rng.integers(height - erase + 1, size=n), rng.integers(width - erase + 1, size=n)
+        rows, columns = np.arange(height) - top[:, None], np.arange(width) - left[:, None]  # (N, 28): from the square's edge
+        inside = ((rows >= 0) & (rows < erase))[:, :, None] & ((columns >= 0) & (columns < erase))[:, None, :]
+        inside &= rng.random(n)[:, None, None] < 0.5
+        X = np.where(inside, rng.random(X.shape, dtype=np.float32), X)
+    return X
+
+
 def batches(n, batch_size, rng):
     """Index arrays (batch_size,) that visit range(n) once in random order; the last may be shorter."""
     order = rng.permutation(n)

@@ -12,6 +12,7 @@ import itertools
 import math
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
@@ -20,7 +21,7 @@ import data
 import plots
 import runs
 import settings
-from optimizers import OPTIMIZERS, Average, learning_rates
+from optimizers import OPTIMIZERS, Average, ReduceOnPlateau, learning_rates
 
 # ---- settings: edit here, or override any of them on the command line (--epochs 5) ----
 EPOCHS = 20  # passes over the training set, in [1, inf)
@@ -30,6 +31,10 @@ ACTIVATION = "relu"  # of the hidden neurons: {relu, leaky_relu, tanh, gelu, sig
 NORM = "none"  # normalisation of what enters the activation: {none, batch, layer}
 DROPOUT = 0.0  # share of the hidden neurons that each training step leaves out, in [0, 1)
 INPUT_DROPOUT = 0.0  # share of the pixels that each training step leaves out, in [0, 1)
+INPUT = "standard"  # pixels as they are, in [0, 1], or with mean 0 and deviation 1, of all or each: {none, standard, pixel}
+FLIP = False  # show half of the training images mirrored, drawn anew for each batch
+SHIFT = 0  # move each training image by up to so many pixels, drawn anew for each batch, in [0, 27]
+ERASE = 0  # side of a square of noise in half of the training images, in pixels, drawn anew for each batch, in [0, 28]
 LOSS = "softmax"  # cross-entropy of one softmax, or binary cross-entropy of a sigmoid for each class: {softmax, sigmoid}
 LABEL_SMOOTHING = 0.0  # share of each label that is spread over all classes, in [0, 1)
 INIT = "he"  # how the weights are drawn: {he, xavier, lecun, random}
@@ -37,13 +42,15 @@ INIT_SCALE = 0.01  # standard deviation of the weights that random draws, in (0,
 OPTIMIZER = "adam"  # what turns gradients into steps: {sgd, momentum, nesterov, rmsprop, adam}
 LEARNING_RATE = 0.001  # the highest one; about 0.1 suits sgd, 0.02 momentum and nesterov; in (0, inf)
 MOMENTUM = 0.9  # of momentum and nesterov, in [0, 1)
-SCHEDULE = "cosine"  # how the learning rate goes on: {constant, step, exponential, cosine, one_cycle}
+SCHEDULE = "cosine"  # how the learning rate goes on: {constant, step, exponential, cosine, one_cycle, plateau}
 WARMUP = 0.0  # share of the training in which it first rises, in a straight line; 0.2 suits one_cycle; in [0, 1)
 L1 = 0.0  # penalty on the weights: this times the sum of their magnitudes, in [0, inf)
 L2 = 0.0  # penalty on the weights: half of this times the sum of their squares, in [0, inf)
 WEIGHT_DECAY = 0.0  # share of the weights, times the learning rate, that each step takes off (AdamW's), in [0, inf)
 CLIP_NORM = 0.0  # gradients that are longer than this, all of them as one vector, are shortened; 0: none; in [0, inf)
 AVERAGE = 0.0  # decay of the running average of the weights, then what is evaluated and saved; 0: none; in [0, 1)
+PATIENCE = 0  # epochs without a better validation accuracy after which it stops, and takes the best; 0: never; in [0, inf)
+RESUME = ""  # the folder of a run that was stopped, to take it up again with its own settings, bit for bit
 SEED = 0  # of the initial weights, of the order of the batches and of dropout, in [0, inf)
 QUICK = False  # a tour of a few seconds: 5 epochs at most, on a subset; its figures are only a tour's
 # ----
@@ -361,57 +368,130 @@ class MLP:
         return norm
 
 
-def fit(model, optimizer, X, y, X_val, y_val, *, epochs, batch_size, rates, rng, log, loss=softmax_cross_entropy,
-        smoothing=0.0, l1=0.0, l2=0.0, weight_decay=0.0, clip_norm=0.0, average=0.0):  # fmt: skip
-    """Train `model` on X (N, features), y (N,); `log` gets a row (a dict of runs.COLUMNS) after each epoch.
+CHECKPOINT = "checkpoint.safetensors"
 
-    rates: the learning rate of each step, epochs * ceil(N / batch_size) of them. The training columns are means over the
-    epoch's batches, taken while the weights moved, with label smoothing and without penalties; validation is of the
-    averaged weights, where there is an average, and without smoothing. Leaves the model with the weights that were
-    validated last. Returns the rows as columns. Raises runs.Diverged.
+
+class Training:
+    """A training of `model` with the settings `s`, and all that changes while it goes on.
+
+    rng: {"shuffle": Generator, ...}, a stream for each purpose; n: the number of training images. What `arrays` and
+    `about` return after an epoch, `take_up` puts into a new Training: it then goes on bit for bit as if never stopped.
     """
-    history = {column: [] for column in runs.COLUMNS}
-    rates = iter(rates)
-    averaged = Average(model, average) if average else None
-    quiet = np.errstate(over="ignore", invalid="ignore")  # runs.Diverged says it better
-    with quiet, tqdm(total=epochs * -(-len(y) // batch_size), disable=None, leave=False, unit="batch") as bar:
-        for epoch in range(1, epochs + 1):
-            start, loss_sum, correct = time.perf_counter(), 0.0, 0
-            for batch in data.batches(len(y), batch_size, rng):
-                rate = next(rates)
-                logits = model.forward(X[batch], training=True)
-                batch_loss, dlogits = loss(logits, y[batch], smoothing)
-                if not np.isfinite(batch_loss):
-                    what = f"the loss became {batch_loss} in epoch {epoch}, at learning rate {rate:g}"
-                    raise runs.Diverged(f"{what}: lower it")
-                model.backward(dlogits)
-                if l1 or l2:
-                    model.regularise(l1, l2)
-                if clip_norm:
-                    model.clip(clip_norm)
-                if weight_decay:  # decoupled from the gradient (Loshchilov and Hutter 2019)
-                    for W, _ in model.weights:
-                        W *= 1 - rate * weight_decay
-                optimizer.step(rate)
-                if averaged:
-                    averaged.update()
-                loss_sum += batch_loss * len(batch)
-                correct += np.count_nonzero(logits.argmax(axis=1) == y[batch])
-                bar.update()
-            if averaged:
-                averaged.swap()
-            val_logits = model.logits(X_val)
-            if averaged and epoch < epochs:
-                averaged.swap()
-            val_loss, _ = loss(val_logits, y_val)
-            if not np.isfinite(val_loss):  # as after a last step that was too long
-                raise runs.Diverged(f"the validation loss became {val_loss} in epoch {epoch}: lower the learning rate")
-            values = epoch, loss_sum / len(y), correct / len(y), val_loss, accuracy(val_logits, y_val), rate
-            row = dict(zip(runs.COLUMNS, (*values, time.perf_counter() - start), strict=True))
-            log(row)
-            for column, value in row.items():
-                history[column].append(value)
-    return history
+
+    def __init__(self, model, rng, s, n):
+        self.model, self.s, self.rng, self.n = model, s, rng, n
+        more = {"momentum": s.momentum} if s.optimizer in ("momentum", "nesterov") else {}
+        self.optimizer = OPTIMIZERS[s.optimizer](model.params, model.grads, **more)
+        self.steps = -(-n // s.batch_size)  # in an epoch
+        self.rates = learning_rates(s.schedule, s.learning_rate, s.epochs * self.steps, s.warmup)
+        self.plateau = ReduceOnPlateau() if s.schedule == "plateau" else None
+        self.average = Average(model, s.average) if s.average else None
+        self.loss, _ = LOSSES[s.loss]
+        self.epoch, self.best_epoch, self.best_accuracy = 0, 0, 0.0
+        self.best = {"params": model.params.copy(), "state": model.state.copy()} if s.patience else {}
+        self.history = {column: [] for column in runs.COLUMNS}
+
+    def arrays(self):
+        """{name: array}: the arrays themselves, not copies."""
+        own = {"params": self.model.params, "state": self.model.state, "optimizer": self.optimizer.state}
+        if self.average:
+            own |= {"average.params": self.average.params, "average.state": self.average.state}
+        return own | {f"best.{name}": array for name, array in self.best.items()}
+
+    def about(self):
+        """The rest, as a dict for JSON."""
+        return {
+            "model": "mlp training", "epoch": self.epoch, "best_epoch": self.best_epoch, "best_accuracy": self.best_accuracy,
+            "optimizer_t": self.optimizer.t, "average_t": self.average.t if self.average else 0,
+            "plateau": vars(self.plateau) if self.plateau else {}, "history": self.history,
+            "rng": {name: stream.bit_generator.state for name, stream in self.rng.items()},
+        }  # fmt: skip
+
+    def take_up(self, tensors, about):
+        """Go on from what `arrays` and `about` have returned. Raises KeyError or ValueError where that does not fit."""
+        for name, array in self.arrays().items():
+            if tensors[name].shape != array.shape:
+                raise ValueError(f"{name} has the shape {tensors[name].shape}, expected {array.shape}")
+        for name, array in self.arrays().items():
+            array[...] = tensors[name]
+        self.epoch, self.best_epoch, self.best_accuracy = (about[key] for key in ("epoch", "best_epoch", "best_accuracy"))
+        self.optimizer.t, self.history = about["optimizer_t"], about["history"]
+        if self.average:
+            self.average.t = about["average_t"]
+        if self.plateau:
+            vars(self.plateau).update(about["plateau"])
+        for name, stream in self.rng.items():
+            stream.bit_generator.state = about["rng"][name]
+
+    def step(self, x, y, rate):
+        """One step on the batch x (N, features), y (N,): (loss, how many were right). Raises runs.Diverged."""
+        s, model = self.s, self.model
+        logits = model.forward(x, training=True)
+        loss, dlogits = self.loss(logits, y, s.label_smoothing)
+        if not np.isfinite(loss):
+            raise runs.Diverged(f"the loss became {loss} in epoch {self.epoch + 1}, at learning rate {rate:g}: lower it")
+        model.backward(dlogits)
+        if s.l1 or s.l2:
+            model.regularise(s.l1, s.l2)
+        if s.clip_norm:
+            model.clip(s.clip_norm)
+        if s.weight_decay:  # decoupled from the gradient (Loshchilov and Hutter 2019, alg. 2)
+            for W, _ in model.weights:
+                W *= 1 - rate * s.weight_decay
+        self.optimizer.step(rate)
+        if self.average:
+            self.average.update()
+        return loss, np.count_nonzero(logits.argmax(axis=1) == y)
+
+    def validate(self, X, y):
+        """(loss, accuracy) of the weights, or of their average where there is one. Raises runs.Diverged."""
+        if self.average:
+            self.average.swap()
+        logits = self.model.logits(X)
+        loss, right = self.loss(logits, y)[0], accuracy(logits, y)
+        if self.s.patience and right > self.best_accuracy:
+            self.best_epoch, self.best_accuracy = self.epoch + 1, right
+            self.best["params"][:], self.best["state"][:] = self.model.params, self.model.state
+        if self.average:
+            self.average.swap()
+        if not np.isfinite(loss):  # as after a last step that was too long
+            raise runs.Diverged(f"the validation loss became {loss} in epoch {self.epoch + 1}: lower the learning rate")
+        return loss, right
+
+    def run(self, X, y, X_val, y_val, log, keep=lambda: None, prepare=lambda x: x):
+        """Train to the last epoch, or until validation accuracy has not risen for s.patience epochs.
+
+        `prepare` makes (n, features) of a batch of X; y (N,). X_val (M, features) is as it is used, y_val (M,). After each
+        epoch `log` gets a row (a dict of runs.COLUMNS), and `keep` is called. The training columns are means over the
+        epoch's batches, taken while the weights moved, with label smoothing and without penalties. Leaves the averaged or,
+        with patience, the best weights in the model. Raises runs.Diverged.
+        """
+        s, steps = self.s, self.steps
+        quiet = np.errstate(over="ignore", invalid="ignore")  # runs.Diverged says it better
+        with quiet, tqdm(total=s.epochs * steps, initial=self.epoch * steps, disable=None, leave=False, unit="batch") as bar:
+            while self.epoch < s.epochs and not (s.patience and self.epoch - self.best_epoch >= s.patience):
+                start, loss_sum, correct = time.perf_counter(), 0.0, 0
+                rates = self.rates[self.epoch * steps :]
+                for batch, rate in zip(data.batches(self.n, s.batch_size, self.rng["shuffle"]), rates, strict=False):
+                    rate *= self.plateau.factor if self.plateau else 1
+                    loss, right = self.step(prepare(X[batch]), y[batch], rate)
+                    loss_sum += loss * len(batch)
+                    correct += right
+                    bar.update()
+                val_loss, val_accuracy = self.validate(X_val, y_val)
+                if self.plateau:
+                    self.plateau.step(val_loss)
+                self.epoch += 1
+                values = self.epoch, loss_sum / self.n, correct / self.n, val_loss, val_accuracy, rate
+                row = dict(zip(runs.COLUMNS, (*values, time.perf_counter() - start), strict=True))
+                for column, value in row.items():
+                    self.history[column].append(value)
+                log(row)
+                keep()
+        if s.patience:
+            self.model.params[:], self.model.state[:] = self.best["params"], self.best["state"]
+        elif self.average:
+            self.average.swap()
 
 
 def accuracy(logits, y):
@@ -437,30 +517,44 @@ def restore(path):
 
 
 def standardised(X, mean, std):
-    """(N, ...) -> (N, features): a new array with mean 0 and standard deviation 1, as far as X has `mean` and `std`."""
-    X = X.reshape(len(X), -1) * np.float32(1 / std)
-    X -= np.float32(mean / std)
+    """(N, ...) -> (N, features): a new array (X - mean) / std; these are numbers, or arrays for a single image."""
+    X = X.reshape(len(X), -1) * np.ravel(1 / np.asarray(std)).astype(np.float32)
+    X -= np.ravel(np.asarray(mean) / std).astype(np.float32)
     return X
 
 
 def seeds(seed):
-    """Independent generators, {"init": ..., "shuffle": ..., "dropout": ...}: what one draws does not change the others."""
-    streams = np.random.SeedSequence(seed).spawn(3)
-    return dict(zip(("init", "shuffle", "dropout"), map(np.random.default_rng, streams), strict=True))
+    """Independent generators, {"init": ..., "shuffle": ..., ...}: what one draws does not change the others."""
+    names = ("init", "shuffle", "dropout", "augment")
+    streams = np.random.SeedSequence(seed).spawn(len(names))
+    return dict(zip(names, map(np.random.default_rng, streams), strict=True))
+
+
+def build(features, classes, s, dtype=np.float32):
+    """(an untrained MLP with the settings `s` of this script, its random streams)."""
+    rng = seeds(s.seed)
+    model = MLP((features, *s.hidden, classes), rng["init"], activation=s.activation, norm=s.norm, dropout=s.dropout,
+                input_dropout=s.input_dropout, init=s.init, init_scale=s.init_scale, dropout_rng=rng["dropout"],
+                dtype=dtype)  # fmt: skip
+    return model, rng
 
 
 def train(X, y, X_val, y_val, classes, s, log):
     """A new MLP with the settings `s` of this script, trained: (model, history). X (N, features), y (N,)."""
-    rng = seeds(s.seed)
-    model = MLP((X.shape[1], *s.hidden, classes), rng["init"], activation=s.activation, norm=s.norm, dropout=s.dropout,
-                input_dropout=s.input_dropout, init=s.init, init_scale=s.init_scale, dropout_rng=rng["dropout"])  # fmt: skip
-    more = {"momentum": s.momentum} if s.optimizer in ("momentum", "nesterov") else {}
-    optimizer = OPTIMIZERS[s.optimizer](model.params, model.grads, **more)
-    rates = learning_rates(s.schedule, s.learning_rate, s.epochs * -(-len(y) // s.batch_size), s.warmup)
-    history = fit(model, optimizer, X, y, X_val, y_val, epochs=s.epochs, batch_size=s.batch_size, rates=rates,
-                  rng=rng["shuffle"], log=log, loss=LOSSES[s.loss][0], smoothing=s.label_smoothing, l1=s.l1, l2=s.l2,
-                  weight_decay=s.weight_decay, clip_norm=s.clip_norm, average=s.average)  # fmt: skip
-    return model, history
+    training = Training(*build(X.shape[1], classes, s), s, len(y))
+    training.run(X, y, X_val, y_val, log)
+    return training.model, training.history
+
+
+def take_up(training, folder, split):
+    """Put the checkpoint of the run in `folder` into `training`. Raises runs.RunError for one that does not fit."""
+    path = Path(folder, CHECKPOINT)
+    tensors, about = runs.load_weights(path)
+    with runs.as_written(path):
+        if about["split"] != split:
+            raise runs.RunError(f"{path}: is of a training on other data")
+        training.take_up(tensors, about)
+    print(f"taking up {folder} after epoch {training.epoch}")
 
 
 def run(s):
@@ -468,26 +562,38 @@ def run(s):
     images = data.load(s.dataset, s.data_dir, s.offline_fallback, s.split_seed, s.quick)
     if s.quick:
         s.epochs = min(s.epochs, 5)
-    mean, std = data.statistics(images.train.X)
+    mean, std = data.normalisation(images.train.X, s.input)
     X, X_val, X_test = (standardised(part.X, mean, std) for part in (images.train, images.val, images.test))
+    model, rng = build(X.shape[1], len(images.classes), s)
+    training = Training(model, rng, s, len(X))
+    augmented = {}
+    if s.flip or s.shift or s.erase:
+        X = images.train.X
+        augmented["prepare"] = lambda x: standardised(data.augment(x, rng["augment"], s.flip, s.shift, s.erase), mean, std)
+    split = data.digest(images.train.index, images.train.y)
+    if s.resume:
+        take_up(training, s.resume, split)
 
-    with runs.Run("mlp_from_scratch", s) as run:
-        model, history = train(X, images.train.y, X_val, images.val.y, len(images.classes), s, run.log)
+    with runs.Run("mlp_from_scratch", s, training.history if s.resume else None) as run:
+        training.run(X, images.train.y, X_val, images.val.y, run.log, lambda: runs.save_weights(
+            run.path / CHECKPOINT, training.arrays(), training.about() | {"split": split}), **augmented)  # fmt: skip
         name = f"NumPy MLP {model.name}"
         val_accuracy = accuracy(model.logits(X_val), images.val.y)
         logits = model.logits(X_test)
         loss, probabilities = LOSSES[s.loss]
         test_loss, _ = loss(logits, images.test.y)
 
-        about = {"dataset": images.name, "classes": images.classes, "mean": mean, "std": std, "settings": vars(s)}
+        about = {"dataset": images.name, "classes": images.classes}
+        about |= {"mean": np.asarray(mean).tolist(), "std": np.asarray(std).tolist()}
         save(run.path / "weights.safetensors", model, about)
         title = f"{name} on {images.name}"
-        run.save({"curves.png": plots.curves(history, title)})
+        run.save({"curves.png": plots.curves(training.history, title)})
         run.save(plots.evaluation(images.test.X, images.test.y, probabilities(logits), images.classes, title))
         test_accuracy = accuracy(logits, images.test.y)
+        early = {"best_epoch": training.best_epoch} if s.patience else {}
         return run.finish({name: (val_accuracy, test_accuracy)}, dataset=images.name, model=name, **images.sizes,
                           val_accuracy=val_accuracy, test_accuracy=test_accuracy, test_loss=test_loss,
-                          parameters=len(model.params))  # fmt: skip
+                          parameters=len(model.params), **early)  # fmt: skip
 
 
 def main(argv=None):

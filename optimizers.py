@@ -116,12 +116,13 @@ def learning_rates(schedule, highest, steps, warmup=0.0):
 
     Then "constant" stays; "step" falls to a tenth half way and to a hundredth at three quarters (He et al. 2016, sec. 4.2);
     "exponential" falls evenly to a hundredth; "cosine" falls along half a cosine to 0 (Loshchilov and Hutter 2017, eq. 5);
-    "one_cycle" falls in a straight line to 0 (Smith and Topin 2018).
+    "one_cycle" falls in a straight line to 0 (Smith and Topin 2018). "plateau" stays, but for what ReduceOnPlateau does.
     """
     rise = round(warmup * steps)
     done = np.arange(steps - rise) / (steps - rise)  # share of the fall that lies behind, from 0 to just below 1
     fall = {
         "constant": np.ones_like(done),
+        "plateau": np.ones_like(done),
         "step": np.select([done < 0.5, done < 0.75], [1, 0.1], 0.01),
         "exponential": 0.01**done,
         "cosine": (1 + np.cos(np.pi * done)) / 2,
@@ -129,6 +130,24 @@ def learning_rates(schedule, highest, steps, warmup=0.0):
     }[schedule]
     rates = highest * np.concatenate([np.arange(1, rise + 1) / (rise + 1), fall])
     return rates.tolist()  # Python's numbers: a float64 of NumPy's would draw every array that it meets into float64
+
+
+class ReduceOnPlateau:
+    """Divides the learning rate by 10 when the validation loss has not fallen by 0.01 % for more than `patience` epochs.
+
+    As torch.optim.lr_scheduler.ReduceLROnPlateau with its defaults, but for the patience, which is 10 there.
+    """
+
+    def __init__(self, patience=3):
+        self.patience, self.factor, self.best, self.waited = patience, 1.0, float("inf"), 0
+
+    def step(self, loss):
+        if loss < self.best * (1 - 1e-4):
+            self.best, self.waited = loss, 0
+        else:
+            self.waited += 1
+        if self.waited > self.patience:
+            self.factor, self.waited = self.factor / 10, 0
 
 
 class Average:

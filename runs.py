@@ -73,11 +73,18 @@ def whole(path):
 class Run:
     """The folder of one run, made on entering; `with Run("mlp_from_scratch", settings) as run: ...`
 
-    An earlier run in the same `--output-dir` is moved aside whole, never mixed with this one.
+    An earlier run in the same `--output-dir` is moved aside whole, never mixed with this one. With a history, {column:
+    [...]}, it is the run in the folder settings.resume that goes on.
     """
 
-    def __init__(self, script, settings):
+    def __init__(self, script, settings, history=None):
         self.script, self.settings, self.start = script, vars(settings), time.perf_counter()
+        self.histories = {}
+        if history is not None:
+            self.path = Path(settings.resume)
+            rows = zip(*(history[column] for column in COLUMNS), strict=True)
+            self.histories["history.csv"] = [rounded(dict(zip(COLUMNS, row, strict=True))) for row in rows]
+            return
         now = time.strftime("%Y-%m-%d_%H-%M-%S")
         self.path = Path(settings.output_dir or Path("runs", script, now))
         try:
@@ -93,7 +100,6 @@ class Run:
             self.save({"settings.json": json.dumps(self.settings, indent=2) + "\n"})
         except OSError as error:
             raise RunError(f"cannot write to {self.path}: {error.strerror}; choose another --output-dir") from None
-        self.histories = {}
 
     def __enter__(self):
         values = "  ".join(f"{name}={value!r}".replace(", ", ",") for name, value in self.settings.items())
@@ -110,7 +116,7 @@ class Run:
         widths = [max(10, len(column) + 2) for column in COLUMNS]
         if not rows:
             tqdm.write("".join(f"{column:>{width}}" for column, width in zip(COLUMNS, widths, strict=True)))
-        rows.append({column: float(f"{value:.6g}") if column != "epoch" else value for column, value in row.items()})
+        rows.append(rounded(row))
         formats = ("d", ".4f", ".2%", ".4f", ".2%", ".2e", ".1f")
         tqdm.write("".join(f"{row[c]:>{w}{f}}" for c, w, f in zip(COLUMNS, widths, formats, strict=True)))
         sys.stdout.flush()
@@ -145,6 +151,11 @@ class Run:
             print("\nA quick tour on a subset: these figures are only a tour's; the real ones come without --quick.")
         print(f"\n{metrics['dataset']}, {metrics['seconds']:.0f} s; figures, weights and metrics.json are in\n{self.path}")
         return metrics
+
+
+def rounded(row):
+    """A row of COLUMNS as it stands in a history file: six digits."""
+    return {column: float(f"{value:.6g}") if column != "epoch" else value for column, value in row.items()}
 
 
 def surroundings():

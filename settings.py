@@ -15,6 +15,8 @@ values (``--hidden 256 128`` or ``--hidden 256,128``), and none at all is the em
 import argparse
 import ast
 import difflib
+import json
+import numbers
 import os
 import re
 import tokenize
@@ -60,7 +62,8 @@ def constants(*modules):
 
 def convert(value, kind):
     """`value`, a string from the command line or already of the right type, as `kind`. Raises ValueError."""
-    if (kind in (int, float) and isinstance(value, str)) or (kind is float and type(value) is int):
+    number = {int: numbers.Integral, float: numbers.Real}.get(kind)  # NumPy's numbers are welcome, too
+    if number and (isinstance(value, str) or (isinstance(value, number) and not isinstance(value, bool))):
         return kind(value)
     if type(value) is not kind:
         raise ValueError
@@ -110,6 +113,22 @@ def load(*modules, **overrides):
     })  # fmt: skip
 
 
+def resumed(modules, given):
+    """The settings of the run in the folder given["resume"]: its own. Raises SettingError for a flag that says otherwise."""
+    path = Path(given["resume"], "settings.json")
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        own = load(*modules, **saved)
+    except (OSError, TypeError, ValueError) as error:
+        raise SettingError(f"--resume {given['resume']}: no run of this script to take up there ({error})") from None
+    for name, value in vars(load(*modules, **(saved | given))).items():
+        if name not in ("resume", "data_dir") and value != getattr(own, name):  # the data may have moved
+            kept = " ".join(map(str, saved[name])) if isinstance(saved[name], list) else saved[name]
+            raise SettingError(f"--{name.replace('_', '-')}: the run was started with {kept}, and goes on so; leave it out")
+    own.resume, own.data_dir = given["resume"], given.get("data_dir", own.data_dir)
+    return own
+
+
 class Help(argparse.RawDescriptionHelpFormatter):
     """Shows `--epochs 20`, the flag with its default, as the file shows `EPOCHS = 20`."""
 
@@ -139,7 +158,10 @@ def parse(*modules, argv=None):
     given, unknown = parser.parse_known_args(argv)
     if unknown:
         parser.error(f"unknown flag {unknown[0]}{did_you_mean(unknown[0], flags)}; --help lists them all")
+    given = {name: " ".join(value) if isinstance(value, list) else value for name, value in vars(given).items()}
     try:
-        return load(*modules, **{name: " ".join(v) if isinstance(v, list) else v for name, v in vars(given).items()})
+        if given.get("resume"):
+            return resumed(modules, given)
+        return load(*modules, **given)
     except SettingError as mistake:
         parser.error(str(mistake))

@@ -80,6 +80,46 @@ def test_statistics_and_batches():
     assert sorted(np.concatenate(batches)) == list(range(10))
 
 
+def test_normalisation():
+    X = np.random.default_rng(0).random((50, 28, 28), dtype=np.float32)
+    X[:, 0, 0] = 0.25  # a pixel that never changes
+    assert data.normalisation(X, "none") == (0.0, 1.0)
+    assert data.normalisation(X, "standard") == data.statistics(X)
+    mean, std = data.normalisation(X, "pixel")
+    assert mean == pytest.approx(X.mean(axis=0), abs=1e-6)
+    assert mean[0, 0] == 0.25
+    assert std[0, 0] == 1
+    assert std[1:] == pytest.approx(X[:, 1:].std(axis=0), abs=1e-6)
+
+
+def test_augmentation_draws_every_flip_and_shift_and_nothing_else():
+    image = np.random.default_rng(1).random((28, 28), dtype=np.float32) + 0.1
+    X = np.repeat(image[None], 600, axis=0)
+    padded = np.pad(image, 2)
+    corners = [(row, column) for row in range(5) for column in range(5)]
+    possible = [both[r : r + 28, c : c + 28] for both in (padded, padded[:, ::-1]) for r, c in corners]
+    found = data.augment(X, np.random.default_rng(0), flip=True, shift=2)
+    matches = np.stack([(found == candidate).all(axis=(1, 2)) for candidate in possible], axis=1)
+    assert (matches.sum(axis=1) == 1).all()
+    assert matches.any(axis=0).all()
+    assert (image == X).all()  # what came back is a copy
+    assert np.array_equal(data.augment(X, None), X)
+
+
+def test_random_erasing_fills_one_square_in_half_of_the_images():
+    X = np.full((2000, 28, 28), 2, np.float32)
+    found = data.augment(X, np.random.default_rng(0), erase=5)
+    noise = found != 2
+    sizes = noise.sum(axis=(1, 2))
+    assert set(sizes) == {0, 25}
+    assert np.mean(sizes == 25) == pytest.approx(0.5, abs=0.05)
+    for one in noise[sizes == 25][:50]:
+        rows, columns = np.nonzero(one)
+        assert (np.ptp(rows), np.ptp(columns)) == (4, 4)
+    assert noise.any(axis=0).all()  # everywhere
+    assert found.dtype == np.float32
+
+
 def test_quick_is_a_stratified_subset_of_the_same_splits(real, real_folder):
     quick = data.load(data_dir=str(real_folder), quick=True)
     assert quick.sizes == {"train_size": 6_000, "val_size": 1_500, "test_size": 2_000}

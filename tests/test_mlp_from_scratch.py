@@ -1,6 +1,7 @@
 """The NumPy network: gradients, optimisers and training held against mathematics and against PyTorch."""
 
 import csv
+import itertools
 import json
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, one_line
+from conftest import ROOT, command, environment, one_line
 from test_optimizers import TWINS, relative
 
 import data
@@ -175,6 +176,10 @@ def test_sigmoid_cross_entropy_beside_torch_and_at_the_extremes():
     assert relative(dlogits, tensor.grad.numpy()) < 1e-12
 
 
+def training_of(model, n, **options):
+    return mlp.Training(model, mlp.seeds(0), settings.load(mlp, **options), n)
+
+
 def test_clipping_and_penalties():
     model = mlp.MLP((6, 5, 3), np.random.default_rng(0), dtype=np.float64)
     model.grads[:] = RNG.standard_normal(len(model.grads))
@@ -197,9 +202,9 @@ def test_decoupled_weight_decay_is_adamw_on_the_weights(digits):
     groups = [{"params": [t for name, t in tensors.items() if "W" in name], "weight_decay": 0.1},
               {"params": [t for name, t in tensors.items() if "b" in name], "weight_decay": 0}]  # fmt: skip
     adamw = torch.optim.AdamW(groups, lr=0.01)
-    mlp.fit(model, OPTIMIZERS["adam"](model.params, model.grads), X, y, X, y, epochs=3, batch_size=64, rates=[0.01] * 12,
-            rng=np.random.default_rng(1), log=lambda row: None, weight_decay=0.1)  # fmt: skip
-    rng = np.random.default_rng(1)
+    flags = {"epochs": 3, "batch_size": 64, "schedule": "constant", "learning_rate": 0.01, "weight_decay": 0.1}
+    training_of(model, 256, **flags).run(X, y, X, y, lambda row: None)
+    rng = mlp.seeds(0)["shuffle"]
     for _ in range(3):
         for batch in data.batches(256, 64, rng):
             hidden = torch.relu(torch.tensor(X[batch]) @ tensors["0.W"] + tensors["0.b"])
@@ -214,9 +219,19 @@ def test_decoupled_weight_decay_is_adamw_on_the_weights(digits):
 def test_the_average_is_what_is_validated_and_left(digits):
     X, y = digits.train.X[:200].reshape(-1, 784), digits.train.y[:200]
     model = mlp.MLP((784, 8, 10), np.random.default_rng(0), norm="batch")
-    history = mlp.fit(model, OPTIMIZERS["adam"](model.params, model.grads), X, y, X, y, epochs=3, batch_size=50,
-                      rates=np.full(12, 0.01), rng=np.random.default_rng(1), log=lambda row: None, average=0.9)  # fmt: skip
-    assert history["val_loss"][-1] == mlp.softmax_cross_entropy(model.logits(X), y)[0]
+    training = training_of(model, 200, epochs=3, batch_size=50, average=0.9)
+    training.run(X, y, X, y, lambda row: None)
+    assert training.history["val_loss"][-1] == mlp.softmax_cross_entropy(model.logits(X), y)[0]
+
+
+def test_early_stopping_leaves_the_best_weights(digits):
+    X, X_val = digits.train.X.reshape(-1, 784), digits.val.X.reshape(-1, 784)
+    model = mlp.MLP((784, 16, 10), np.random.default_rng(0))
+    training = training_of(model, len(X), epochs=200, patience=3, schedule="constant", learning_rate=0.01)
+    training.run(X, digits.train.y, X_val, digits.val.y, lambda row: None)
+    accuracies = training.history["val_accuracy"]
+    assert len(accuracies) == training.best_epoch + 3 < 200
+    assert mlp.accuracy(model.logits(X_val), digits.val.y) == max(accuracies) == accuracies[training.best_epoch - 1]
 
 
 def test_streams_are_independent(digits):
@@ -301,6 +316,7 @@ def test_importing_it_imports_no_torch():
 
 FILES = {"settings.json", "history.csv", "metrics.json", "weights.safetensors", "curves.png", "confusion_matrix.png",
          "classification_report.png", "classification_report.txt", "samples.png"}  # fmt: skip
+FILES_OF_MLP = FILES | {"checkpoint.safetensors"}
 KEYS = {"dataset", "model", "train_size", "val_size", "test_size", "val_accuracy", "test_accuracy", "test_loss",
         "parameters", "seconds", "settings", "versions", "machine"}  # fmt: skip
 
@@ -312,7 +328,7 @@ def test_the_script(run_script, tmp_path):
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout.strip().splitlines()[-1] == name
     folder = tmp_path / "one"
-    assert {path.name for path in folder.iterdir()} == FILES
+    assert {path.name for path in folder.iterdir()} == FILES_OF_MLP
     metrics = json.loads((folder / "metrics.json").read_text())
     assert set(metrics) >= KEYS
     assert metrics["parameters"] == 784 * 64 + 64 + 64 * 16 + 16 + 16 * 10 + 10
@@ -355,11 +371,64 @@ def test_each_epoch_visits_every_image_once_in_another_order(digits):
 
     X, y = np.zeros((50, 4), np.float32), np.zeros(50, int)
     X[:, 0] = np.arange(50)
-    model = Spy((4, 3), np.random.default_rng(0))
-    mlp.fit(model, OPTIMIZERS["sgd"](model.params, model.grads), X, y, X, y, epochs=2, batch_size=16, rates=[1e-3] * 8,
-            rng=np.random.default_rng(0), log=lambda row: None)  # fmt: skip
+    training_of(Spy((4, 3), np.random.default_rng(0)), 50, epochs=2, batch_size=16).run(X, y, X, y, lambda row: None)
     assert sorted(seen[:50]) == sorted(seen[50:]) == list(range(50))
     assert seen[:50] != seen[50:] != sorted(seen[50:])
+
+
+RESUMED = ("--dataset", "digits", "--epochs", 60, "--batch-size", 16, "--norm", "batch", "--dropout", 0.2, "--average", 0.9,
+           "--schedule", "plateau", "--patience", 50, "--shift", 1, "--input", "pixel")  # fmt: skip
+
+
+def test_killed_and_resumed_it_ends_as_if_never_stopped(run_script, tmp_path):
+    whole = run_script("mlp_from_scratch", *RESUMED, "--output-dir", "whole")
+    assert (whole.returncode, whole.stderr) == (0, "")
+    for rows in (1, 12):  # killed twice: somewhere behind the first epoch, and again later
+        resume = ("--resume", "killed") if rows > 1 else (*RESUMED, "--output-dir", "killed")
+        process = subprocess.Popen(command("mlp_from_scratch", *resume), cwd=tmp_path, env=environment(),
+                                   stdout=subprocess.DEVNULL)  # fmt: skip
+        history = tmp_path / "killed/history.csv"
+        while process.poll() is None and not (history.exists() and len(history.read_text().splitlines()) > rows):
+            time.sleep(0.01)
+        process.kill()
+        assert process.wait() == -9
+        assert not (tmp_path / "killed/metrics.json").exists()
+    resumed = run_script("mlp_from_scratch", "--resume", "killed")
+    assert (resumed.returncode, resumed.stderr) == (0, "")
+    for name in ("weights.safetensors", "checkpoint.safetensors"):
+        one, two = (runs.load_weights(tmp_path / folder / name)[0] for folder in ("whole", "killed"))
+        assert one.keys() == two.keys()
+        for key in one:
+            assert np.array_equal(one[key], two[key]), key
+    texts = [(tmp_path / folder / "history.csv").read_text() for folder in ("whole", "killed")]
+    tables = [list(csv.DictReader(text.splitlines())) for text in texts]
+    for row in itertools.chain(*tables):
+        del row["seconds"]
+    assert tables[0] == tables[1]
+    one, two = (json.loads((tmp_path / folder / "metrics.json").read_text()) for folder in ("whole", "killed"))
+    assert one["test_accuracy"] == two["test_accuracy"]
+
+
+def test_what_cannot_be_resumed(run_script, tmp_path):
+    assert "no run of this script" in one_line(run_script("mlp_from_scratch", "--resume", "nothing"), 2)
+    done = run_script("mlp_from_scratch", "--dataset", "digits", "--epochs", 2, "--hidden", 8, "--output-dir", "run")
+    assert done.returncode == 0
+    line = one_line(run_script("mlp_from_scratch", "--resume", "run", "--hidden", 9), 2)
+    assert "--hidden: the run was started with 8" in line
+    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    path = tmp_path / "run/checkpoint.safetensors"
+    tensors, about = runs.load_weights(path)
+    for change, said in (
+        (lambda: path.write_bytes(before[path][:-9]), "damaged"),
+        (lambda: path.write_text("x"), "damaged"),
+        (lambda: runs.save_weights(path, tensors, about | {"split": "other"}), "other data"),
+        (lambda: runs.save_weights(path, tensors | {"params": tensors["params"][:-1]}, about), "not as this project"),
+        (path.unlink, "no such file"),
+    ):
+        change()
+        assert said in one_line(run_script("mlp_from_scratch", "--resume", "run"), 1)
+        assert {p: p.read_bytes() for p in (tmp_path / "run").iterdir() if p != path} == {
+            p: content for p, content in before.items() if p != path}  # fmt: skip
 
 
 def test_defaults_reach_89_per_cent_in_under_a_minute_or_so(run_script, real_folder, tmp_path):

@@ -63,6 +63,20 @@ def test_fifty_steps_of_a_schedule_beside_torch(name, twin):
     assert relative(np.array(optimizers.learning_rates(name, 0.3, 50)), np.array(rates)) < 1e-12
 
 
+def test_reduce_on_plateau_beside_torch():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    twin = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=3)
+    ours = optimizers.ReduceOnPlateau()
+    factors = set()
+    for epoch in range(50):
+        loss = max(1.0 / (1 + epoch), 0.1) + 0.01 * RNG.random()
+        ours.step(loss)
+        twin.step(loss)
+        assert ours.factor == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12, abs=2e-8)
+        factors.add(ours.factor)
+    assert len(factors) > 3
+
+
 def test_warm_up_rises_in_a_straight_line_to_the_highest():
     rates = np.array(optimizers.learning_rates("one_cycle", 0.1, 100, warmup=0.2))
     assert len(rates) == 100

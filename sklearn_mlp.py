@@ -1,0 +1,86 @@
+"""The NumPy MLP behind scikit-learn's interface, for pipelines, grid search, cross-validation and calibration.
+
+    from sklearn_mlp import ScratchMLPClassifier
+    GridSearchCV(ScratchMLPClassifier(epochs=5), {"dropout": [0, 0.2]}).fit(X, y)
+"""
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.multiclass import check_classification_targets, unique_labels
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+import mlp_from_scratch as mlp
+import settings
+
+
+class ScratchMLPClassifier(ClassifierMixin, BaseEstimator):
+    """(N, features) -> classes. The parameters are settings of mlp_from_scratch.py, and mean what they do there.
+
+    Inputs are taken as they come: put a StandardScaler before it. Computes in X's own precision, float32 or float64.
+    """
+
+    def __init__(self, hidden=(256, 128), activation="relu", norm="none", dropout=0.0, label_smoothing=0.0,
+                 optimizer="adam", learning_rate=0.001, schedule="cosine", weight_decay=0.0, batch_size=128, epochs=20,
+                 random_state=None):  # fmt: skip
+        self.hidden = hidden
+        self.activation = activation
+        self.norm = norm
+        self.dropout = dropout
+        self.label_smoothing = label_smoothing
+        self.optimizer = optimizer
+        self.learning_rate = learning_rate
+        self.schedule = schedule
+        self.weight_decay = weight_decay
+        self.batch_size = batch_size
+        self.epochs = epochs
+        self.random_state = random_state
+
+    def fit(self, X, y):
+        """Train a new network on X (N, features), y (N,) for `epochs` passes. Raises ValueError for what cannot be."""
+        X, y = validate_data(self, X, y, dtype=(np.float64, np.float32))
+        check_classification_targets(y)
+        self._start(X, unique_labels(y), {})
+        self._train(X, y)
+        return self
+
+    def partial_fit(self, X, y, classes=None):
+        """One more pass, over X and y, at a constant learning rate. The first call must name all `classes`."""
+        first = not hasattr(self, "network_")
+        X, y = validate_data(self, X, y, dtype=(np.float64, np.float32), reset=first)
+        check_classification_targets(y)
+        if first:
+            self._start(X, unique_labels(y if classes is None else classes), {"schedule": "constant", "epochs": 1})
+        if not np.isin(y, self.classes_).all():
+            raise ValueError(f"y holds classes that the first call did not name: {np.setdiff1d(y, self.classes_)}")
+        self._train(X, y)
+        return self
+
+    def _start(self, X, classes, changes):
+        if len(classes) < 2:
+            raise ValueError(f"Classifier can't train when only one class is present: {classes}")
+        options = {name: value for name, value in self.get_params().items() if name != "random_state"} | changes
+        self.settings_ = settings.load(mlp, **options, seed=int(check_random_state(self.random_state).randint(2**31)))
+        self.classes_ = classes
+        self.network_, self.streams_ = mlp.build(X.shape[1], len(classes), self.settings_, X.dtype)
+        self.training_ = None
+
+    def _train(self, X, y):
+        """Train with the optimiser of the last call, if there was one."""
+        training = mlp.Training(self.network_, self.streams_, self.settings_, len(X))
+        if self.training_:
+            training.optimizer = self.training_.optimizer
+        y = np.searchsorted(self.classes_, y)
+        training.run(X, y, X[:1], y[:1], log=lambda row: None)
+        self.training_ = training
+        self.loss_curve_ = training.history["train_loss"]
+
+    def predict_proba(self, X):
+        """Probabilities (N, classes) of X (N, features), in the order of `classes_`."""
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=(np.float64, np.float32), reset=False)
+        return mlp.softmax(self.network_.logits(X))
+
+    def predict(self, X):
+        """The most probable class of each row of X (N, features)."""
+        return self.classes_[self.predict_proba(X).argmax(axis=1)]
