@@ -462,7 +462,7 @@ class Training:
         """Train to the last epoch, or until validation accuracy has not risen for s.patience epochs.
 
         `prepare` makes (n, features) of a batch of X; y (N,). X_val (M, features) is as it is used, y_val (M,). After each
-        epoch `log` gets a row (a dict of runs.COLUMNS), and `keep` is called. The training columns are means over the
+        epoch `keep` is called, and `log` gets a row (a dict of runs.COLUMNS). The training columns are means over the
         epoch's batches, taken while the weights moved, with label smoothing and without penalties. Leaves the averaged or,
         with patience, the best weights in the model. Raises runs.Diverged.
         """
@@ -486,8 +486,8 @@ class Training:
                 row = dict(zip(runs.COLUMNS, (*values, time.perf_counter() - start), strict=True))
                 for column, value in row.items():
                     self.history[column].append(value)
-                log(row)
                 keep()
+                log(row)
         if s.patience:
             self.model.params[:], self.model.state[:] = self.best["params"], self.best["state"]
         elif self.average:
@@ -549,6 +549,9 @@ def train(X, y, X_val, y_val, classes, s, log):
 def take_up(training, folder, split):
     """Put the checkpoint of the run in `folder` into `training`. Raises runs.RunError for one that does not fit."""
     path = Path(folder, CHECKPOINT)
+    if not path.exists():
+        print(f"{folder} was stopped before its first epoch was over: starting again")
+        return
     tensors, about = runs.load_weights(path)
     with runs.as_written(path):
         if about["split"] != split:

@@ -84,6 +84,7 @@ class Run:
             self.path = Path(settings.resume)
             rows = zip(*(history[column] for column in COLUMNS), strict=True)
             self.histories["history.csv"] = [rounded(dict(zip(COLUMNS, row, strict=True))) for row in rows]
+            self.write_history("history.csv")  # which may be behind the checkpoint by an epoch, or before
             return
         now = time.strftime("%Y-%m-%d_%H-%M-%S")
         self.path = Path(settings.output_dir or Path("runs", script, now))
@@ -120,10 +121,13 @@ class Run:
         formats = ("d", ".4f", ".2%", ".4f", ".2%", ".2e", ".1f")
         tqdm.write("".join(f"{row[c]:>{w}{f}}" for c, w, f in zip(COLUMNS, widths, formats, strict=True)))
         sys.stdout.flush()
+        self.write_history(name)
+
+    def write_history(self, name):
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(self.histories[name])
         self.save({name: text.getvalue()})
 
     def save(self, files):

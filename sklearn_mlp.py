@@ -21,7 +21,7 @@ class ScratchMLPClassifier(ClassifierMixin, BaseEstimator):
     """
 
     def __init__(self, hidden=(256, 128), activation="relu", norm="none", dropout=0.0, label_smoothing=0.0,
-                 optimizer="adam", learning_rate=0.001, schedule="cosine", weight_decay=0.0, batch_size=128, epochs=20,
+                 optimizer="adam", learning_rate=0.001, schedule="cosine", weight_decay=0.0, batch_size=64, epochs=50,
                  random_state=None):  # fmt: skip
         self.hidden = hidden
         self.activation = activation
@@ -83,4 +83,5 @@ class ScratchMLPClassifier(ClassifierMixin, BaseEstimator):
 
     def predict(self, X):
         """The most probable class of each row of X (N, features)."""
-        return self.classes_[self.predict_proba(X).argmax(axis=1)]
+        chosen = self.predict_proba(X).argmax(axis=1)
+        return self.classes_[chosen]

@@ -11,7 +11,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from sklearn_mlp import ScratchMLPClassifier
 
 
-@parametrize_with_checks([ScratchMLPClassifier(hidden=(16,), batch_size=16)])
+@parametrize_with_checks([ScratchMLPClassifier()])
 def test_scikit_learns_own_checks(estimator, check):
     check(estimator)
 
