@@ -313,12 +313,6 @@ def train(images, s, run, history="history.csv"):
     return model, history
 
 
-def seen(s):
-    """What the training images and labels are, for the legend of a figure."""
-    changed = [word for word, on in (("augmented", s.flip or s.shift), ("smoothed labels", s.label_smoothing)) if on]
-    return ", ".join(changed) or "mean over the epoch"
-
-
 def check(s):
     """Raise settings.SettingError, before any data is read, for an impossible network or a device that is not there."""
     side = sides(s.channels, s.pool_after)[-1]
@@ -349,7 +343,7 @@ def run(s):
         test_loss, test_accuracy = score(test, torch.from_numpy(images.test.y))
 
         title = f"{model.name} on {images.name}"
-        run.save({"curves.png": plots.curves(history, title, seen(s))})
+        run.save({"curves.png": plots.curves(history, title, s.flip or s.shift, s.label_smoothing)})
         run.save(plots.evaluation(images.test.X, images.test.y, test.softmax(1).numpy(), images.classes, title))
         return run.finish({model.name: (val_accuracy, test_accuracy)}, dataset=images.name, model=model.name, **images.sizes,
                           val_accuracy=val_accuracy, test_accuracy=test_accuracy, test_loss=test_loss,

@@ -31,6 +31,10 @@ SEED = 0  # of everything random, in [0, inf)
 QUICK = False  # a tour of about a minute, on a subset; its figures are only a tour's
 # ----
 
+# The rest of the head's settings: a few short epochs on features that fit already need no regularisation
+PLAIN = {"norm": "none", "dropout": 0.0, "label_smoothing": 0.0, "weight_decay": 0.0, "average": 0.0,
+         "optimizer": "adam", "schedule": "cosine", "warmup": 0.0}  # fmt: skip
+
 
 def train_head(features, classes, s, run):
     """The NumPy MLP on the features of `cnn.cached_features`, standardised in place: (model, history, mean, std)."""
@@ -38,7 +42,7 @@ def train_head(features, classes, s, run):
     for part in ("train", "val", "test"):  # in place: these are the largest arrays of the job
         features[f"X_{part}"] -= np.float32(mean)
         features[f"X_{part}"] /= np.float32(std)
-    head = settings.load(mlp, epochs=s.head_epochs, batch_size=s.head_batch_size, hidden=s.head_hidden,
+    head = settings.load(mlp, **PLAIN, epochs=s.head_epochs, batch_size=s.head_batch_size, hidden=s.head_hidden,
                          learning_rate=s.head_learning_rate, seed=s.seed)  # fmt: skip
     X, y, X_val, y_val = (features[name] for name in ("X_train", "y_train", "X_val", "y_val"))
     return *mlp.train(X, y, X_val, y_val, len(classes), head, run.log), mean, std
@@ -80,7 +84,8 @@ def run(s):
         else:
             model, history = cnn.train(images, s, run, "cnn_history.csv")
             cnn.save(run.path / "backbone.safetensors", model, images, s)
-            run.save({"cnn_curves.png": plots.curves(history, f"{model.name} on {images.name}", cnn.seen(s))})
+            title = f"{model.name} on {images.name}"
+            run.save({"cnn_curves.png": plots.curves(history, title, s.flip or s.shift, s.label_smoothing)})
             kept = run.path / "features.npz"
         features = cnn.cached_features(kept, model, images)
         cnn_val, cnn_test = (cnn.classify(model, features[f"X_{part}"]).cpu().numpy() for part in ("val", "test"))

@@ -2,10 +2,10 @@
 
     python mlp_from_scratch.py
 
-ends, after 22 s on 2 cores of an Intel(R) Xeon(R) Processor @ 2.50GHz (Python 3.11.7, NumPy 2.4.6), with
+ends, after 49 s on 2 cores of an Intel(R) Xeon(R) Processor @ 2.50GHz (Python 3.11.7, NumPy 2.4.6), with
 
     Fashion-MNIST               validation      test
-    NumPy MLP 784-256-128-10      90.43%      89.23%
+    NumPy MLP 784-256-128-10      91.42%      90.24%
 """
 
 import itertools
@@ -24,31 +24,31 @@ import settings
 from optimizers import OPTIMIZERS, Average, ReduceOnPlateau, learning_rates
 
 # ---- settings: edit here, or override any of them on the command line (--epochs 5) ----
-EPOCHS = 20  # passes over the training set, in [1, inf)
+EPOCHS = 30  # passes over the training set, in [1, inf)
 BATCH_SIZE = 128  # images in each step, in [1, inf)
 HIDDEN = (256, 128)  # neurons in each hidden layer; none at all is softmax regression; in [1, inf)
 ACTIVATION = "relu"  # of the hidden neurons: {relu, leaky_relu, tanh, gelu, sigmoid}
-NORM = "none"  # normalisation of what enters the activation: {none, batch, layer}
-DROPOUT = 0.0  # share of the hidden neurons that each training step leaves out, in [0, 1)
+NORM = "batch"  # normalisation of what enters the activation: {none, batch, layer}
+DROPOUT = 0.05  # share of the hidden neurons that each training step leaves out, in [0, 1)
 INPUT_DROPOUT = 0.0  # share of the pixels that each training step leaves out, in [0, 1)
 INPUT = "standard"  # pixels as they are, in [0, 1], or with mean 0 and deviation 1, of all or each: {none, standard, pixel}
-FLIP = False  # show half of the training images mirrored, drawn anew for each batch
+FLIP = True  # show half of the training images mirrored, drawn anew for each batch
 SHIFT = 0  # move each training image by up to so many pixels, drawn anew for each batch, in [0, 27]
 ERASE = 0  # side of a square of noise in half of the training images, in pixels, drawn anew for each batch, in [0, 28]
 LOSS = "softmax"  # cross-entropy of one softmax, or binary cross-entropy of a sigmoid for each class: {softmax, sigmoid}
-LABEL_SMOOTHING = 0.0  # share of each label that is spread over all classes, in [0, 1)
+LABEL_SMOOTHING = 0.1  # share of each label that is spread over all classes, in [0, 1)
 INIT = "he"  # how the weights are drawn: {he, xavier, lecun, random}
 INIT_SCALE = 0.01  # standard deviation of the weights that random draws, in (0, inf)
 OPTIMIZER = "adam"  # what turns gradients into steps: {sgd, momentum, nesterov, rmsprop, adam}
-LEARNING_RATE = 0.001  # the highest one; about 0.1 suits sgd, 0.02 momentum and nesterov; in (0, inf)
+LEARNING_RATE = 0.003  # the highest one; about 0.1 suits sgd, 0.02 momentum and nesterov; in (0, inf)
 MOMENTUM = 0.9  # of momentum and nesterov, in [0, 1)
-SCHEDULE = "cosine"  # how the learning rate goes on: {constant, step, exponential, cosine, one_cycle, plateau}
-WARMUP = 0.0  # share of the training in which it first rises, in a straight line; 0.2 suits one_cycle; in [0, 1)
+SCHEDULE = "one_cycle"  # how the learning rate goes on: {constant, step, exponential, cosine, one_cycle, plateau}
+WARMUP = 0.2  # share of the training in which it first rises, in a straight line; 0.2 suits one_cycle; in [0, 1)
 L1 = 0.0  # penalty on the weights: this times the sum of their magnitudes, in [0, inf)
 L2 = 0.0  # penalty on the weights: half of this times the sum of their squares, in [0, inf)
-WEIGHT_DECAY = 0.0  # share of the weights, times the learning rate, that each step takes off (AdamW's), in [0, inf)
+WEIGHT_DECAY = 0.1  # share of the weights, times the learning rate, that each step takes off (AdamW's), in [0, inf)
 CLIP_NORM = 0.0  # gradients that are longer than this, all of them as one vector, are shortened; 0: none; in [0, inf)
-AVERAGE = 0.0  # decay of the running average of the weights, then what is evaluated and saved; 0: none; in [0, 1)
+AVERAGE = 0.999  # decay of the running average of the weights, then what is evaluated and saved; 0: none; in [0, 1)
 PATIENCE = 0  # epochs without a better validation accuracy after which it stops, and takes the best; 0: never; in [0, inf)
 RESUME = ""  # the folder of a run that was stopped, to take it up again with its own settings, bit for bit
 SEED = 0  # of the initial weights, of the order of the batches and of dropout, in [0, inf)
@@ -590,7 +590,7 @@ def run(s):
         about |= {"mean": np.asarray(mean).tolist(), "std": np.asarray(std).tolist()}
         save(run.path / "weights.safetensors", model, about)
         title = f"{name} on {images.name}"
-        run.save({"curves.png": plots.curves(training.history, title)})
+        run.save({"curves.png": plots.curves(training.history, title, "prepare" in augmented, s.label_smoothing)})
         run.save(plots.evaluation(images.test.X, images.test.y, probabilities(logits), images.classes, title))
         test_accuracy = accuracy(logits, images.test.y)
         early = {"best_epoch": training.best_epoch} if s.patience else {}

@@ -29,11 +29,13 @@ def figure(title, width, height, **grid):
     return fig, axes
 
 
-def curves(history, title, training="mean over the epoch"):
+def curves(history, title, augmented=False, smoothing=0.0):
     """Loss and accuracy by epoch. history: {"epoch": [...], "train_loss": [...], ...}, accuracies as fractions.
 
-    training: what the legend says of how the training figures were taken.
+    The legend says what makes the training figures differ in kind: augmented images, smoothed labels.
     """
+    differs = [word for word, on in (("augmented images", augmented), ("smoothed labels", smoothing)) if on]
+    training = ", ".join(differs) or "mean over the epoch"
     fig, axes = figure(title, 10, 4, ncols=2)
     epochs = history["epoch"]
     for ax, what, factor, unit in zip(axes[0], ("loss", "accuracy"), (1, 100), ("cross-entropy", "%"), strict=True):

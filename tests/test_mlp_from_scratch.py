@@ -177,7 +177,8 @@ def test_sigmoid_cross_entropy_beside_torch_and_at_the_extremes():
 
 
 def training_of(model, n, **options):
-    return mlp.Training(model, mlp.seeds(0), settings.load(mlp, **options), n)
+    plain = {"label_smoothing": 0.0, "weight_decay": 0.0, "average": 0.0, "warmup": 0.0}
+    return mlp.Training(model, mlp.seeds(0), settings.load(mlp, **(plain | options)), n)
 
 
 def test_clipping_and_penalties():
@@ -323,7 +324,7 @@ KEYS = {"dataset", "model", "train_size", "val_size", "test_size", "val_accuracy
 
 def test_the_script(run_script, tmp_path):
     for name in ("one", "two"):
-        flags = ("--epochs", 20, "--hidden", 64, 16, "--output-dir", name)
+        flags = ("--epochs", 20, "--hidden", 64, 16, "--norm", "none", "--output-dir", name)
         done = run_script("mlp_from_scratch", "--dataset", "digits", *flags)
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout.strip().splitlines()[-1] == name
