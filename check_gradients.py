@@ -13,6 +13,7 @@ import sys
 import numpy as np
 
 import mlp_from_scratch as mlp
+import runs
 import settings
 
 # ---- settings: edit here, or override any of them on the command line (--seed 5) ----
@@ -133,4 +134,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    runs.command(main)

@@ -149,7 +149,7 @@ def normalisation(X, how):
 
 
 def augment(X, rng, flip=False, shift=0, erase=0):
-    """A changed copy of images X (N, 28, 28), each drawn on its own; never of validation or test images.
+    """Images X (N, 28, 28), each changed as it is drawn on its own; X stays as it is. Never of validation or test images.
 
     Half of them mirrored; moved by up to `shift` pixels each way, background (0) coming in; and in half of them a square of
     erase x erase pixels of noise (random erasing, Zhong et al. 2020, with one size).

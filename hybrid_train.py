@@ -31,10 +31,6 @@ SEED = 0  # of everything random, in [0, inf)
 QUICK = False  # a tour of about a minute, on a subset; its figures are only a tour's
 # ----
 
-# The rest of the head's settings: a few short epochs on features that fit already need no regularisation
-PLAIN = {"norm": "none", "dropout": 0.0, "label_smoothing": 0.0, "weight_decay": 0.0, "average": 0.0,
-         "optimizer": "adam", "schedule": "cosine", "warmup": 0.0}  # fmt: skip
-
 
 def train_head(features, classes, s, run):
     """The NumPy MLP on the features of `cnn.cached_features`, standardised in place: (model, history, mean, std)."""
@@ -42,7 +38,7 @@ def train_head(features, classes, s, run):
     for part in ("train", "val", "test"):  # in place: these are the largest arrays of the job
         features[f"X_{part}"] -= np.float32(mean)
         features[f"X_{part}"] /= np.float32(std)
-    head = settings.load(mlp, **PLAIN, epochs=s.head_epochs, batch_size=s.head_batch_size, hidden=s.head_hidden,
+    head = settings.load(mlp, **mlp.PLAIN, epochs=s.head_epochs, batch_size=s.head_batch_size, hidden=s.head_hidden,
                          learning_rate=s.head_learning_rate, seed=s.seed)  # fmt: skip
     X, y, X_val, y_val = (features[name] for name in ("X_train", "y_train", "X_val", "y_val"))
     return *mlp.train(X, y, X_val, y_val, len(classes), head, run.log), mean, std

@@ -24,7 +24,7 @@ import settings
 from optimizers import OPTIMIZERS, Average, ReduceOnPlateau, learning_rates
 
 # ---- settings: edit here, or override any of them on the command line (--epochs 5) ----
-EPOCHS = 30  # passes over the training set, in [1, inf)
+EPOCHS = 30  # passes over the training set, in [1, 10000]
 BATCH_SIZE = 128  # images in each step, in [1, inf)
 HIDDEN = (256, 128)  # neurons in each hidden layer; none at all is softmax regression; in [1, inf)
 ACTIVATION = "relu"  # of the hidden neurons: {relu, leaky_relu, tanh, gelu, sigmoid}
@@ -38,7 +38,7 @@ ERASE = 0  # side of a square of noise in half of the training images, in pixels
 LOSS = "softmax"  # cross-entropy of one softmax, or binary cross-entropy of a sigmoid for each class: {softmax, sigmoid}
 LABEL_SMOOTHING = 0.1  # share of each label that is spread over all classes, in [0, 1)
 INIT = "he"  # how the weights are drawn: {he, xavier, lecun, random}
-INIT_SCALE = 0.01  # standard deviation of the weights that random draws, in (0, inf)
+INIT_SCALE = 0.01  # standard deviation of the weights that random draws, in (0, 100]
 OPTIMIZER = "adam"  # what turns gradients into steps: {sgd, momentum, nesterov, rmsprop, adam}
 LEARNING_RATE = 0.003  # the highest one; about 0.1 suits sgd, 0.02 momentum and nesterov; in (0, inf)
 MOMENTUM = 0.9  # of momentum and nesterov, in [0, 1)
@@ -46,14 +46,20 @@ SCHEDULE = "one_cycle"  # how the learning rate goes on: {constant, step, expone
 WARMUP = 0.2  # share of the training in which it first rises, in a straight line; 0.2 suits one_cycle; in [0, 1)
 L1 = 0.0  # penalty on the weights: this times the sum of their magnitudes, in [0, inf)
 L2 = 0.0  # penalty on the weights: half of this times the sum of their squares, in [0, inf)
-WEIGHT_DECAY = 0.1  # share of the weights, times the learning rate, that each step takes off (AdamW's), in [0, inf)
+WEIGHT_DECAY = 0.1  # share of the weights, times the learning rate, that each step takes off, as in AdamW; with the
+                    # higher learning rates of sgd and momentum less of it is enough; in [0, inf)
 CLIP_NORM = 0.0  # gradients that are longer than this, all of them as one vector, are shortened; 0: none; in [0, inf)
 AVERAGE = 0.999  # decay of the running average of the weights, then what is evaluated and saved; 0: none; in [0, 1)
 PATIENCE = 0  # epochs without a better validation accuracy after which it stops, and takes the best; 0: never; in [0, inf)
 RESUME = ""  # the folder of a run that was stopped, to take it up again with its own settings, bit for bit
-SEED = 0  # of the initial weights, of the order of the batches and of dropout, in [0, inf)
+SEED = 0  # of the initial weights, the order of the batches, dropout and the augmentation, in [0, inf)
 QUICK = False  # a tour of a few seconds: 5 epochs at most, on a subset; its figures are only a tour's
 # ----
+
+# Adam along a cosine and nothing more: what the hybrid's head and the scikit-learn classifier start from
+PLAIN = {"activation": "relu", "norm": "none", "dropout": 0.0, "input_dropout": 0.0, "loss": "softmax",
+         "label_smoothing": 0.0, "init": "he", "optimizer": "adam", "schedule": "cosine", "warmup": 0.0, "l1": 0.0,
+         "l2": 0.0, "weight_decay": 0.0, "clip_norm": 0.0, "average": 0.0, "patience": 0}  # fmt: skip
 
 
 class Layer:
@@ -183,7 +189,8 @@ class BatchNorm(Layer):
     """y = gamma (x - mean) / sqrt(var + eps) + beta, mean and variance of each column in the batch (Ioffe and Szegedy 2015).
 
     In use, running means of the training's means and unbiased variances stand in for those of the batch, as in
-    torch.nn.BatchNorm1d. `backward` is that of a forward pass in training.
+    torch.nn.BatchNorm1d; a batch of a single row, which has no variance, leaves them alone. `backward` is that of a forward
+    pass in training.
     """
 
     def __init__(self, n, momentum=0.1, eps=1e-5):
@@ -197,8 +204,9 @@ class BatchNorm(Layer):
         mean, var = self.state["mean"], self.state["var"]
         if training:
             n, mean, var = len(x), x.mean(axis=0), x.var(axis=0)
-            self.state["mean"] += self.momentum * (mean - self.state["mean"])
-            self.state["var"] += self.momentum * (var * (n / max(n - 1, 1)) - self.state["var"])
+            if n > 1:
+                self.state["mean"] += self.momentum * (mean - self.state["mean"])
+                self.state["var"] += self.momentum * (var * (n / (n - 1)) - self.state["var"])
         self.inverse = 1 / np.sqrt(var + x.dtype.type(self.eps))
         self.normed = (x - mean) * self.inverse
         return self.normed * self.params["gamma"] + self.params["beta"]
@@ -435,7 +443,7 @@ class Training:
             model.regularise(s.l1, s.l2)
         if s.clip_norm:
             model.clip(s.clip_norm)
-        if s.weight_decay:  # decoupled from the gradient (Loshchilov and Hutter 2019, alg. 2)
+        if s.weight_decay:  # decoupled from the gradient (Loshchilov and Hutter 2019), in the form of torch.optim.AdamW
             for W, _ in model.weights:
                 W *= 1 - rate * s.weight_decay
         self.optimizer.step(rate)
@@ -531,7 +539,9 @@ def seeds(seed):
 
 
 def build(features, classes, s, dtype=np.float32):
-    """(an untrained MLP with the settings `s` of this script, its random streams)."""
+    """(an untrained MLP with the settings `s` of this script, its random streams). Raises settings.SettingError."""
+    if s.norm == "batch" and s.batch_size == 1:
+        raise settings.SettingError("--batch-size 1: batch normalisation needs 2 images or more")
     rng = seeds(s.seed)
     model = MLP((features, *s.hidden, classes), rng["init"], activation=s.activation, norm=s.norm, dropout=s.dropout,
                 input_dropout=s.input_dropout, init=s.init, init_scale=s.init_scale, dropout_rng=rng["dropout"],
@@ -550,6 +560,8 @@ def take_up(training, folder, split):
     """Put the checkpoint of the run in `folder` into `training`. Raises runs.RunError for one that does not fit."""
     path = Path(folder, CHECKPOINT)
     if not path.exists():
+        if Path(folder, "history.csv").exists():
+            raise runs.RunError(f"{path}: no such file, but the run has been training: it cannot be taken up without it")
         print(f"{folder} was stopped before its first epoch was over: starting again")
         return
     tensors, about = runs.load_weights(path)
@@ -591,7 +603,8 @@ def run(s):
         save(run.path / "weights.safetensors", model, about)
         title = f"{name} on {images.name}"
         run.save({"curves.png": plots.curves(training.history, title, "prepare" in augmented, s.label_smoothing)})
-        run.save(plots.evaluation(images.test.X, images.test.y, probabilities(logits), images.classes, title))
+        test_probabilities = probabilities(logits.astype(np.float64))
+        run.save(plots.evaluation(images.test.X, images.test.y, test_probabilities, images.classes, title))
         test_accuracy = accuracy(logits, images.test.y)
         early = {"best_epoch": training.best_epoch} if s.patience else {}
         return run.finish({name: (val_accuracy, test_accuracy)}, dataset=images.name, model=name, **images.sizes,

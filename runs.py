@@ -79,7 +79,7 @@ class Run:
 
     def __init__(self, script, settings, history=None):
         self.script, self.settings, self.start = script, vars(settings), time.perf_counter()
-        self.histories = {}
+        self.histories, self.headed = {}, set()
         if history is not None:
             self.path = Path(settings.resume)
             rows = zip(*(history[column] for column in COLUMNS), strict=True)
@@ -115,7 +115,8 @@ class Run:
         """Print one epoch's row (a dict of COLUMNS), and write the history so far."""
         rows = self.histories.setdefault(name, [])
         widths = [max(10, len(column) + 2) for column in COLUMNS]
-        if not rows:
+        if name not in self.headed:
+            self.headed.add(name)
             tqdm.write("".join(f"{column:>{width}}" for column, width in zip(COLUMNS, widths, strict=True)))
         rows.append(rounded(row))
         formats = ("d", ".4f", ".2%", ".4f", ".2%", ".2e", ".1f")
@@ -142,7 +143,8 @@ class Run:
     def finish(self, table, **metrics):
         """Write metrics.json with the settings, versions and machine, print the results, and return the metrics.
 
-        table: {model: (validation accuracy, test accuracy)}. The seconds are those since the data was read.
+        table: {model: (validation accuracy, test accuracy)}. The seconds are those since the data was read,
+        of this sitting where a run was resumed.
         """
         metrics |= {"seconds": round(time.perf_counter() - self.start, 1), "settings": self.settings}
         metrics |= {"command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]), **surroundings()}

@@ -119,13 +119,16 @@ def resumed(modules, given):
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
         own = load(*modules, **saved)
+        if missing := vars(own).keys() - saved.keys():
+            raise ValueError(f"its settings.json lacks {', '.join(sorted(missing))}")
     except (OSError, TypeError, ValueError) as error:
         raise SettingError(f"--resume {given['resume']}: no run of this script to take up there ({error})") from None
     for name, value in vars(load(*modules, **(saved | given))).items():
         if name not in ("resume", "data_dir") and value != getattr(own, name):  # the data may have moved
             kept = " ".join(map(str, saved[name])) if isinstance(saved[name], list) else saved[name]
-            raise SettingError(f"--{name.replace('_', '-')}: the run was started with {kept}, and goes on so; leave it out")
-    own.resume, own.data_dir = given["resume"], given.get("data_dir", own.data_dir)
+            raise SettingError(f"--{name.replace('_', '-')}: the run was started with {kept or 'none'}; leave the flag out")
+    moved = own.data_dir if "$" not in os.path.expandvars(own.data_dir) else load(*modules).data_dir
+    own.resume, own.data_dir = given["resume"], given.get("data_dir", moved)
     return own
 
 

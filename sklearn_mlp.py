@@ -4,6 +4,8 @@
     GridSearchCV(ScratchMLPClassifier(epochs=5), {"dropout": [0, 0.2]}).fit(X, y)
 """
 
+from types import SimpleNamespace
+
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_random_state
@@ -17,7 +19,8 @@ import settings
 class ScratchMLPClassifier(ClassifierMixin, BaseEstimator):
     """(N, features) -> classes. The parameters are settings of mlp_from_scratch.py, and mean what they do there.
 
-    Inputs are taken as they come: put a StandardScaler before it. Computes in X's own precision, float32 or float64.
+    Inputs are taken as they come: put a StandardScaler before it. Computes in the precision of the first X, float32 or
+    float64. There is no validation split, and so no schedule "plateau".
     """
 
     def __init__(self, hidden=(256, 128), activation="relu", norm="none", dropout=0.0, label_smoothing=0.0,
@@ -40,7 +43,7 @@ class ScratchMLPClassifier(ClassifierMixin, BaseEstimator):
         """Train a new network on X (N, features), y (N,) for `epochs` passes. Raises ValueError for what cannot be."""
         X, y = validate_data(self, X, y, dtype=(np.float64, np.float32))
         check_classification_targets(y)
-        self._start(X, unique_labels(y), {})
+        self._start(X, unique_labels(y))
         self._train(X, y)
         return self
 
@@ -50,16 +53,21 @@ class ScratchMLPClassifier(ClassifierMixin, BaseEstimator):
         X, y = validate_data(self, X, y, dtype=(np.float64, np.float32), reset=first)
         check_classification_targets(y)
         if first:
-            self._start(X, unique_labels(y if classes is None else classes), {"schedule": "constant", "epochs": 1})
+            if classes is None:
+                raise ValueError("the first call of partial_fit must name all classes")
+            self._start(X, unique_labels(classes))
+        self.settings_ = SimpleNamespace(**(vars(self.settings_) | {"schedule": "constant", "epochs": 1}))
         if not np.isin(y, self.classes_).all():
             raise ValueError(f"y holds classes that the first call did not name: {np.setdiff1d(y, self.classes_)}")
         self._train(X, y)
         return self
 
-    def _start(self, X, classes, changes):
+    def _start(self, X, classes):
         if len(classes) < 2:
             raise ValueError(f"Classifier can't train when only one class is present: {classes}")
-        options = {name: value for name, value in self.get_params().items() if name != "random_state"} | changes
+        options = mlp.PLAIN | {name: value for name, value in self.get_params().items() if name != "random_state"}
+        if options["schedule"] == "plateau":
+            raise ValueError('schedule "plateau" needs a validation split; choose another')
         self.settings_ = settings.load(mlp, **options, seed=int(check_random_state(self.random_state).randint(2**31)))
         self.classes_ = classes
         self.network_, self.streams_ = mlp.build(X.shape[1], len(classes), self.settings_, X.dtype)
@@ -70,7 +78,7 @@ class ScratchMLPClassifier(ClassifierMixin, BaseEstimator):
         training = mlp.Training(self.network_, self.streams_, self.settings_, len(X))
         if self.training_:
             training.optimizer = self.training_.optimizer
-        y = np.searchsorted(self.classes_, y)
+        X, y = X.astype(self.network_.params.dtype, copy=False), np.searchsorted(self.classes_, y)
         training.run(X, y, X[:1], y[:1], log=lambda row: None)
         self.training_ = training
         self.loss_curve_ = training.history["train_loss"]
@@ -79,7 +87,7 @@ class ScratchMLPClassifier(ClassifierMixin, BaseEstimator):
         """Probabilities (N, classes) of X (N, features), in the order of `classes_`."""
         check_is_fitted(self)
         X = validate_data(self, X, dtype=(np.float64, np.float32), reset=False)
-        return mlp.softmax(self.network_.logits(X))
+        return mlp.softmax(self.network_.logits(X.astype(self.network_.params.dtype, copy=False)))
 
     def predict(self, X):
         """The most probable class of each row of X (N, features)."""

@@ -423,6 +423,7 @@ def test_what_cannot_be_resumed(run_script, tmp_path):
     for change, said in (
         (lambda: path.write_bytes(before[path][:-9]), "damaged"),
         (lambda: path.write_text("x"), "damaged"),
+        (path.unlink, "cannot be taken up without it"),
         (lambda: runs.save_weights(path, tensors, about | {"split": "other"}), "other data"),
         (lambda: runs.save_weights(path, tensors | {"params": tensors["params"][:-1]}, about), "not as this project"),
     ):
@@ -432,11 +433,9 @@ def test_what_cannot_be_resumed(run_script, tmp_path):
             p: content for p, content in before.items() if p != path}  # fmt: skip
 
 
-def test_defaults_reach_89_per_cent_in_under_a_minute_or_so(run_script, real_folder, tmp_path):
-    start = time.time()
+def test_the_defaults_reach_89_per_cent(run_script, real_folder, tmp_path):
     done = run_script("mlp_from_scratch", "--output-dir", "out", real_folder=real_folder)
     assert (done.returncode, done.stderr) == (0, "")
     metrics = json.loads((tmp_path / "out/metrics.json").read_text())
     assert metrics["test_accuracy"] >= 0.89
     assert (metrics["train_size"], metrics["val_size"], metrics["test_size"]) == (48_000, 12_000, 10_000)
-    assert metrics["seconds"] <= time.time() - start  # speed itself is no test's business: machines are shared

@@ -92,10 +92,12 @@ def test_average():
     expected = model.params.copy()
     for t in range(1, 200):
         model.params += RNG.standard_normal(2)
+        model.state[:] = model.params[:1]  # so that its average is that of the first weight, once the start is forgotten
         average.update()
         decay = min(0.9, (1 + t) / (10 + t))
         expected = decay * expected + (1 - decay) * model.params
     assert average.params == pytest.approx(expected)
+    assert average.state == pytest.approx(expected[:1])
     latest = model.params.copy()
     average.swap()
     assert model.params == pytest.approx(expected)

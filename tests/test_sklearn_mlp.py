@@ -38,9 +38,25 @@ def test_partial_fit_goes_on(digits):
     assert one.predict_proba(X).shape == (len(X), 10)
     with pytest.raises(ValueError, match="did not name"):
         one.partial_fit(X, y + 5)
+    with pytest.raises(ValueError, match="must name all classes"):
+        ScratchMLPClassifier().partial_fit(X, y)
 
 
-@pytest.mark.parametrize("options", [{"hidden": (0,)}, {"dropout": 1.0}, {"activation": "rellu"}, {"epochs": 0}])
+def test_partial_fit_after_fit_is_one_pass_at_a_constant_rate(digits):
+    X, y = digits.train.X.reshape(-1, 784), digits.train.y
+    one = ScratchMLPClassifier(hidden=(8,), epochs=3, random_state=0).fit(X, y)
+    assert len(one.loss_curve_) == 3
+    steps = one.training_.optimizer.t
+    one.partial_fit(X, y)
+    assert len(one.loss_curve_) == 1
+    assert one.training_.optimizer.t == steps + steps // 3
+    assert set(one.training_.rates) == {0.001}
+    assert one.predict_proba(X.astype(np.float64)).dtype == np.float32
+
+
+@pytest.mark.parametrize("options", [
+    {"hidden": (0,)}, {"dropout": 1.0}, {"activation": "rellu"}, {"epochs": 0}, {"schedule": "plateau"},
+])  # fmt: skip
 def test_impossible_parameters(options, digits):
-    with pytest.raises(ValueError, match="--"):
+    with pytest.raises(ValueError, match=r"--|plateau"):
         ScratchMLPClassifier(**options).fit(digits.train.X.reshape(-1, 784), digits.train.y)
