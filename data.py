@@ -309,9 +309,9 @@ def read_csv(path, part, count):
             raise DataError(f"{path}: line 1: {what}{digits}")
         try:
             with warnings.catch_warnings(action="ignore"):  # of a file with no rows, which the count below reports
-                table = np.loadtxt(file, dtype=np.uint8, delimiter=",", ndmin=2)
-        except ValueError as error:  # NumPy's texts: "could not convert string 'x' to uint8 at row 4, column 3." and ...
-            if match := re.search(r"string (.*) to uint8 at row (\d+), column (\d+)", str(error)):
+                table = np.loadtxt(file, dtype=np.float32, delimiter=",", ndmin=2)
+        except ValueError as error:  # NumPy's texts: "could not convert string 'x' to float32 at row 4, column 3" and ...
+            if match := re.search(r"string (.*) to float32 at row (\d+), column (\d+)", str(error)):
                 value, row, column = match[1], int(match[2]), int(match[3])
                 what = f"line {row + 2}, column {columns[column - 1]}: {value} is not a whole number from 0 to 255"
             elif match := re.search(r"changed from (\d+) to (\d+) at row (\d+)", str(error)):  # this one counts from 1
@@ -321,6 +321,12 @@ def read_csv(path, part, count):
             raise DataError(f"{path}: {what}") from None
     if len(table) and table.shape[1] != len(columns):
         raise DataError(f"{path}: line 2: {table.shape[1]} columns, expected 785")
+    wrong = np.argwhere(~((table >= 0) & (table <= 255) & (table == np.floor(table))))  # NaN, too
+    if len(wrong):
+        row, column = wrong[0]
+        value = f"'{table[row, column]:g}' is not a whole number from 0 to 255"
+        raise DataError(f"{path}: line {row + 2}, column {columns[column]}: {value}")
+    table = table.astype(np.uint8)
     y, X = table[:, 0], table[:, 1:]
     check_labels(y, path, "line", 2)
     if len(table) != count:

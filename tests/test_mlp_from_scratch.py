@@ -296,7 +296,7 @@ def test_saved_and_restored_predictions_are_identical(tmp_path):
     X = RNG.random((9, 784), dtype=np.float32)
     assert np.array_equal(model.logits(X), again.logits(X))
     assert about["mean"] == 0.5
-    runs.save_weights(tmp_path / "other.safetensors", {}, {"model": "cnn"})
+    runs.save_weights(tmp_path / "other.safetensors", {"W": np.ones(1)}, {"model": "cnn"})
     with pytest.raises(runs.RunError, match="not the NumPy MLP"):
         mlp.restore(tmp_path / "other.safetensors")
 
