@@ -12,6 +12,7 @@ import sys
 
 import numpy as np
 
+import layers
 import mlp_from_scratch as mlp
 import runs
 import settings
@@ -42,7 +43,7 @@ class Combination:
         """(loss with penalty, dlogits)"""
         self.masks.bit_generator.state = self.drawn
         logits = self.model.forward(self.X, training=True)
-        loss, dlogits = mlp.LOSSES[self.loss][0](logits, self.y, self.smoothing)
+        loss, dlogits = layers.LOSSES[self.loss][0](logits, self.y, self.smoothing)
         return loss + self.model.regularise(**self.penalty), dlogits
 
     def by_hand(self):
@@ -67,22 +68,22 @@ class Combination:
         import torch
         from torch.nn import functional as F
 
-        activations = {mlp.ReLU: torch.relu, mlp.LeakyReLU: F.leaky_relu, mlp.Tanh: torch.tanh, mlp.Sigmoid: torch.sigmoid,
-                       mlp.GELU: F.gelu}  # fmt: skip
+        activations = {layers.ReLU: torch.relu, layers.LeakyReLU: F.leaky_relu, layers.Tanh: torch.tanh,
+                       layers.Sigmoid: torch.sigmoid, layers.GELU: F.gelu}  # fmt: skip
         self.forward()  # draws the masks
         X, y = torch.tensor(self.X, requires_grad=True), torch.tensor(self.y)
         x, leaves, weights = X, [], []
         for layer in self.model.layers:
             own = {name: torch.tensor(value, requires_grad=True) for name, value in layer.params.items()}
             leaves += own.values()
-            if isinstance(layer, mlp.Linear):
-                x = x @ own["W"] + own["b"]
+            if isinstance(layer, layers.Linear):
+                x = x @ own["W"] + own.get("b", 0)
                 weights.append(own["W"])
-            elif isinstance(layer, mlp.BatchNorm):
+            elif isinstance(layer, layers.BatchNorm):
                 x = F.batch_norm(x, None, None, own["gamma"], own["beta"], training=True, eps=layer.eps)
-            elif isinstance(layer, mlp.LayerNorm):
+            elif isinstance(layer, layers.LayerNorm):
                 x = F.layer_norm(x, x.shape[1:], own["gamma"], own["beta"], layer.eps)
-            elif isinstance(layer, mlp.Dropout):
+            elif isinstance(layer, layers.Dropout):
                 x = x * torch.tensor(layer.mask)
             else:
                 x = activations[type(layer)](x)
@@ -106,7 +107,8 @@ def relative_error(a, b):
 def table(seed):
     """Yield (name of the combination, error against differences, error against autograd or None without torch)."""
     torch = importlib.util.find_spec("torch")
-    choices = itertools.product(("none", *mlp.NORMS), mlp.ACTIVATIONS, (0.0, 0.4), mlp.LOSSES, (0.0, 0.1), REGULARISERS)
+    choices = itertools.product(("none", *layers.NORMS), layers.ACTIVATIONS, (0.0, 0.4), layers.LOSSES, (0.0, 0.1),
+                                REGULARISERS)  # fmt: skip
     for norm, activation, dropout, loss, smoothing, regulariser in choices:
         one = Combination(norm, activation, dropout, loss, smoothing, REGULARISERS[regulariser], seed)
         name = f"{norm:<8}{activation:<12}{dropout:<9}{loss:<9}{smoothing:<11}{regulariser:<6}"

@@ -16,6 +16,7 @@ import numpy as np
 
 import cnn_feature_extraction as cnn
 import data
+import layers
 import mlp_from_scratch as mlp
 import plots
 import runs
@@ -99,13 +100,13 @@ def run(s):
         (cnn_val_accuracy, cnn_test_accuracy), (val_accuracy, test_accuracy) = results.values()
         run.save({"curves.png": plots.curves(history, f"NumPy MLP on the CNN's features of {images.name}")})
         title = f"hybrid of CNN and NumPy MLP on {images.name}"
-        run.save(plots.evaluation(images.test.X, y_test, mlp.softmax(test), images.classes, title))
+        run.save(plots.evaluation(images.test.X, y_test, layers.softmax(test), images.classes, title))
         both = {"CNN's own classifier": cnn_test.argmax(axis=1), "hybrid": test.argmax(axis=1)}
         title = f"CNN and hybrid on {images.name}"
         run.save({"cnn_and_hybrid.png": plots.side_by_side(y_test, both, images.classes, title)})
         return run.finish(results, dataset=images.name, model=f"{model.name} + NumPy MLP {head.name}", **images.sizes,
                           val_accuracy=val_accuracy, test_accuracy=test_accuracy,
-                          test_loss=mlp.softmax_cross_entropy(test, y_test)[0],
+                          test_loss=layers.softmax_cross_entropy(test, y_test)[0],
                           cnn_val_accuracy=cnn_val_accuracy, cnn_test_accuracy=cnn_test_accuracy,
                           parameters=sum(p.numel() for p in model.backbone.parameters()) + len(head.params),
                           **model.trained_on)  # fmt: skip

@@ -18,9 +18,11 @@ import numpy as np
 from tqdm import tqdm
 
 import data
+import doctor
 import plots
 import runs
 import settings
+from layers import ACTIVATIONS, LOSSES, NORMS, Dropout, Linear
 from optimizers import OPTIMIZERS, Average, ReduceOnPlateau, learning_rates
 
 # ---- settings: edit here, or override any of them on the command line (--epochs 5) ----
@@ -53,6 +55,7 @@ AVERAGE = 0.999  # decay of the running average of the weights, then what is eva
 PATIENCE = 0  # epochs without a better validation accuracy after which it stops, and takes the best; 0: never; in [0, inf)
 RESUME = ""  # the folder of a run that was stopped, to take it up again with its own settings, bit for bit
 SEED = 0  # of the initial weights, the order of the batches, dropout and the augmentation, in [0, inf)
+SEEDS = 1  # runs, one for each seed from SEED on; metrics.json then has means, deviations and single values; in [1, 1000]
 QUICK = False  # a tour of a few seconds: 5 epochs at most, on a subset; its figures are only a tour's
 # ----
 
@@ -60,237 +63,6 @@ QUICK = False  # a tour of a few seconds: 5 epochs at most, on a subset; its fig
 PLAIN = {"activation": "relu", "norm": "none", "dropout": 0.0, "input_dropout": 0.0, "loss": "softmax",
          "label_smoothing": 0.0, "init": "he", "optimizer": "adam", "schedule": "cosine", "warmup": 0.0, "l1": 0.0,
          "l2": 0.0, "weight_decay": 0.0, "clip_norm": 0.0, "average": 0.0, "patience": 0}  # fmt: skip
-
-
-class Layer:
-    """What the network asks of a layer.
-
-    `forward(x, training)` keeps what `backward(dout)` needs; `backward` fills `grads` and returns the gradient with respect
-    to x. Neither changes its argument or a parameter. `shapes` are those of the parameters, `state_shapes` those of what is
-    learnt without gradients; the network sets `params`, `grads` and `state`, {name: view into one of its flat vectors}.
-    """
-
-    def __init__(self, state_shapes=(), **shapes):
-        self.shapes, self.state_shapes = shapes, dict(state_shapes)
-        self.params, self.grads, self.state = {}, {}, {}
-
-    def init(self, rng):
-        """Set the first values of `params` and `state`, where they are not 0."""
-
-
-class Linear(Layer):
-    """y = x W + b.  x (N, n_in), W (n_in, n_out), b (n_out,), y (N, n_out).
-
-    W is drawn from N(0, variance) and b is 0. The variance is 2 / n_in for "he", which keeps that of the signal through
-    ReLUs (He et al. 2015, eq. 10), 2 / (n_in + n_out) for "xavier" (Glorot and Bengio 2010, eq. 12), 1 / n_in for "lecun"
-    (LeCun et al. 1998, sec. 4.6), and scale^2 for "random".
-    """
-
-    def __init__(self, n_in, n_out, init="he", scale=0.01):
-        super().__init__(W=(n_in, n_out), b=(n_out,))
-        self.variance = {"he": 2 / n_in, "xavier": 2 / (n_in + n_out), "lecun": 1 / n_in, "random": scale**2}[init]
-
-    def init(self, rng):
-        W = self.params["W"]
-        W[...] = rng.standard_normal(W.shape) * np.sqrt(self.variance)
-
-    def forward(self, x, training=False):
-        self.x = x
-        y = x @ self.params["W"]  # (N, n_in) -> (N, n_out)
-        y += self.params["b"]
-        return y
-
-    def backward(self, dout, input_gradient=True):
-        np.matmul(self.x.T, dout, out=self.grads["W"])  # (n_in, N) @ (N, n_out)
-        np.sum(dout, axis=0, out=self.grads["b"])
-        return dout @ self.params["W"].T if input_gradient else None  # (N, n_out) -> (N, n_in)
-
-
-class ReLU(Layer):
-    """y = max(x, 0); the gradient at 0 is taken as 0 (Nair and Hinton 2010)."""
-
-    def forward(self, x, training=False):
-        self.y = np.maximum(x, 0)
-        return self.y
-
-    def backward(self, dout, input_gradient=True):
-        return dout * (self.y > 0)
-
-
-class LeakyReLU(Layer):
-    """y = x where x > 0, elsewhere x / 100 (Maas et al. 2013)."""
-
-    def forward(self, x, training=False):
-        self.slope = np.where(x > 0, x.dtype.type(1), x.dtype.type(0.01))
-        return x * self.slope
-
-    def backward(self, dout, input_gradient=True):
-        return dout * self.slope
-
-
-class Tanh(Layer):
-    """y = tanh x;  dy/dx = 1 - y^2."""
-
-    def forward(self, x, training=False):
-        self.y = np.tanh(x)
-        return self.y
-
-    def backward(self, dout, input_gradient=True):
-        return dout * (1 - self.y**2)
-
-
-class Sigmoid(Layer):
-    """y = 1 / (1 + exp(-x));  dy/dx = y (1 - y)."""
-
-    def forward(self, x, training=False):
-        self.y = sigmoid(x)
-        return self.y
-
-    def backward(self, dout, input_gradient=True):
-        return dout * (self.y * (1 - self.y))
-
-
-class GELU(Layer):
-    """y = x P(x), P the normal distribution function, exact (Hendrycks and Gimpel 2016);  dy/dx = P(x) + x P'(x)."""
-
-    def forward(self, x, training=False):
-        from scipy.special import ndtr  # P, which NumPy lacks; SciPy comes with scikit-learn, and loads only for this
-
-        self.x, self.P = x, ndtr(x)
-        return x * self.P
-
-    def backward(self, dout, input_gradient=True):
-        density = np.exp(-(self.x**2) / 2) * self.x.dtype.type(1 / math.sqrt(2 * math.pi))
-        return dout * (self.P + self.x * density)
-
-
-class Dropout(Layer):
-    """Inverted dropout: in training a value is 0 with probability `rate`, else it grows by 1 / (1 - rate).
-
-    In use it changes nothing: the expected value is already that of training (Srivastava et al. 2014, sec. 10).
-    """
-
-    def __init__(self, rate, rng):
-        super().__init__()
-        self.rate, self.rng = rate, rng
-
-    def forward(self, x, training=False):
-        if not training:
-            return x
-        kept = self.rng.random(x.shape, dtype=np.float32) >= self.rate
-        self.mask = kept * x.dtype.type(1 / (1 - self.rate))
-        return x * self.mask
-
-    def backward(self, dout, input_gradient=True):
-        return dout * self.mask
-
-
-class BatchNorm(Layer):
-    """y = gamma (x - mean) / sqrt(var + eps) + beta, mean and variance of each column in the batch (Ioffe and Szegedy 2015).
-
-    In use, running means of the training's means and unbiased variances stand in for those of the batch, as in
-    torch.nn.BatchNorm1d; a batch of a single row, which has no variance, leaves them alone. `backward` is that of a forward
-    pass in training.
-    """
-
-    def __init__(self, n, momentum=0.1, eps=1e-5):
-        super().__init__({"mean": (n,), "var": (n,)}, gamma=(n,), beta=(n,))
-        self.momentum, self.eps = momentum, eps
-
-    def init(self, rng):
-        self.params["gamma"][...] = self.state["var"][...] = 1
-
-    def forward(self, x, training=False):
-        mean, var = self.state["mean"], self.state["var"]
-        if training:
-            n, mean, var = len(x), x.mean(axis=0), x.var(axis=0)
-            if n > 1:
-                self.state["mean"] += self.momentum * (mean - self.state["mean"])
-                self.state["var"] += self.momentum * (var * (n / (n - 1)) - self.state["var"])
-        self.inverse = 1 / np.sqrt(var + x.dtype.type(self.eps))
-        self.normed = (x - mean) * self.inverse
-        return self.normed * self.params["gamma"] + self.params["beta"]
-
-    def backward(self, dout, input_gradient=True):
-        np.sum(dout * self.normed, axis=0, out=self.grads["gamma"])
-        np.sum(dout, axis=0, out=self.grads["beta"])
-        # mean and variance depend on x, too: of each column of dout, what lies along 1 and along `normed` is lost
-        through = dout - (self.grads["beta"] + self.normed * self.grads["gamma"]) / len(dout)
-        return through * (self.params["gamma"] * self.inverse)
-
-
-class LayerNorm(Layer):
-    """y = gamma (x - mean) / sqrt(var + eps) + beta, mean and variance of each row (Ba, Kiros and Hinton 2016)."""
-
-    def __init__(self, n, eps=1e-5):
-        super().__init__(gamma=(n,), beta=(n,))
-        self.eps = eps
-
-    def init(self, rng):
-        self.params["gamma"][...] = 1
-
-    def forward(self, x, training=False):
-        centred = x - x.mean(axis=1, keepdims=True)
-        self.inverse = 1 / np.sqrt((centred**2).mean(axis=1, keepdims=True) + x.dtype.type(self.eps))  # (N, 1)
-        self.normed = centred * self.inverse
-        return self.normed * self.params["gamma"] + self.params["beta"]
-
-    def backward(self, dout, input_gradient=True):
-        np.sum(dout * self.normed, axis=0, out=self.grads["gamma"])
-        np.sum(dout, axis=0, out=self.grads["beta"])
-        dnormed = dout * self.params["gamma"]
-        along = (dnormed * self.normed).mean(axis=1, keepdims=True)  # (N, 1): as in BatchNorm, but by rows
-        return (dnormed - dnormed.mean(axis=1, keepdims=True) - self.normed * along) * self.inverse
-
-
-def sigmoid(x):
-    """1 / (1 + exp(-x)), element by element, through tanh, which cannot overflow."""
-    return (1 + np.tanh(x / 2)) / 2
-
-
-def softmax(logits):
-    """Probabilities (N, C) of logits (N, C); each row's largest logit is taken off first, so that exp cannot overflow."""
-    exp = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return exp / exp.sum(axis=1, keepdims=True)
-
-
-def softmax_cross_entropy(logits, y, smoothing=0.0):
-    """Mean over the batch of -sum_c t_c log softmax(logits)_c, and its gradient: (loss, dlogits (N, C)).
-
-    logits (N, C), y (N,) integers. The target t is 1 - smoothing on the class y, and smoothing / C more on every class
-    (Szegedy et al. 2016, sec. 7). dlogits = (softmax(logits) - t) / N: the only place that divides by N.
-    """
-    rows, (n, classes) = np.arange(len(y)), logits.shape
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    dlogits = np.exp(shifted)
-    total = dlogits.sum(axis=1, keepdims=True)
-    log_total = np.log(total[:, 0])
-    loss = (1 - smoothing) * (log_total - shifted[rows, y]).mean()
-    dlogits /= total
-    dlogits[rows, y] -= 1 - smoothing
-    if smoothing:
-        loss += smoothing * (log_total - shifted.mean(axis=1)).mean()
-        dlogits -= smoothing / classes
-    dlogits /= n
-    return float(loss), dlogits
-
-
-def sigmoid_cross_entropy(logits, y, smoothing=0.0):
-    """Independent sigmoids: binary cross-entropy, summed over the classes, mean over the batch: (loss, dlogits (N, C)).
-
-    Each output answers a question of its own, is it class c or not. With s = sigmoid(logit) and targets t as above,
-    -t log s - (1 - t) log(1 - s) = max(logit, 0) - t logit + log(1 + exp(-|logit|)), which cannot overflow; its gradient
-    is s - t.
-    """
-    targets = np.full_like(logits, smoothing / logits.shape[1])
-    targets[np.arange(len(y)), y] += 1 - smoothing
-    losses = np.maximum(logits, 0) - targets * logits + np.log1p(np.exp(-np.abs(logits)))
-    return float(losses.sum(axis=1).mean()), (sigmoid(logits) - targets) / len(y)
-
-
-ACTIVATIONS = {"relu": ReLU, "leaky_relu": LeakyReLU, "tanh": Tanh, "gelu": GELU, "sigmoid": Sigmoid}
-NORMS = {"batch": BatchNorm, "layer": LayerNorm}
-LOSSES = {"softmax": (softmax_cross_entropy, softmax), "sigmoid": (sigmoid_cross_entropy, sigmoid)}  # and probabilities
 
 
 class MLP:
@@ -307,7 +79,7 @@ class MLP:
         self.built = {"sizes": tuple(sizes), "activation": activation, "norm": norm}  # what a file of weights must tell
         self.layers = [Dropout(input_dropout, dropout_rng)] if input_dropout else []
         for n_in, n_out in itertools.pairwise(sizes[:-1]):
-            self.layers.append(Linear(n_in, n_out, init, init_scale))
+            self.layers.append(Linear(n_in, n_out, init, init_scale, bias=norm != "batch"))  # which takes the mean off
             if norm != "none":
                 self.layers.append(NORMS[norm](n_out))
             self.layers.append(ACTIVATIONS[activation]())
@@ -315,27 +87,39 @@ class MLP:
                 self.layers.append(Dropout(dropout, dropout_rng))
         self.layers.append(Linear(*sizes[-2:], init, init_scale))
 
-        self.params, self.views = self.flat("params", "shapes", dtype)
-        self.grads, _ = self.flat("grads", "shapes", dtype)
-        self.state, running = self.flat("state", "state_shapes", dtype)
-        self.views |= running  # {"0.W": view, "0.b": view, ...}: all that a file of weights holds
         self.first = next(layer for layer in self.layers if layer.shapes)
-        self.weights = [(layer.params["W"], layer.grads["W"]) for layer in self.layers if "W" in layer.params]
+        self.params, self.grads = (np.zeros(self.count("shapes"), dtype) for _ in range(2))
+        self.state = np.zeros(self.count("state_shapes"), dtype)
+        self.link()
         if rng is not None:
             for layer in self.layers:
                 layer.init(rng)
 
-    def flat(self, attribute, shapes, dtype):
-        """A new vector, and {"number.name": view into it} of what each layer's `attribute` now is, by its `shapes`."""
-        learning = [layer for layer in self.layers if layer.shapes]  # numbered without dropout, which use has no need of
-        sizes = [math.prod(shape) for layer in learning for shape in getattr(layer, shapes).values()]
-        vector, views = np.zeros(sum(sizes), dtype), {}
-        parts = iter(np.split(vector, np.cumsum(sizes)[:-1]))
+    def count(self, shapes):
+        """How many numbers the layers' `shapes` or `state_shapes` make."""
+        return sum(math.prod(shape) for layer in self.layers for shape in getattr(layer, shapes).values())
+
+    def link(self):
+        """Make the layers' arrays views into `params`, `grads` and `state`."""
+        self.views = self.cut("params", "shapes") | self.cut("state", "state_shapes")  # {"0.W": view, "0.b": view, ...}
+        self.cut("grads", "shapes")
+        self.weights = [(layer.params["W"], layer.grads["W"]) for layer in self.layers if "W" in layer.params]
+
+    def __setstate__(self, attributes):  # of a copy or a pickle, in which views have become arrays of their own
+        vars(self).update(attributes)
+        self.link()
+
+    def cut(self, attribute, shapes):
+        """Give each layer its part of the vector `attribute`; returns {"number.name": view}."""
+        views, start, vector = {}, 0, getattr(self, attribute)
+        learning = (layer for layer in self.layers if layer.shapes)  # numbered without dropout, which use has no need of
         for number, layer in enumerate(learning):
-            own = {name: next(parts).reshape(shape) for name, shape in getattr(layer, shapes).items()}
-            setattr(layer, attribute, own)
-            views |= {f"{number}.{name}": view for name, view in own.items()}
-        return vector, views
+            own = getattr(layer, attribute)
+            for name, shape in getattr(layer, shapes).items():
+                end = start + math.prod(shape)
+                own[name] = views[f"{number}.{name}"] = vector[start:end].reshape(shape)
+                start = end
+        return views
 
     def forward(self, x, training=False):
         """Logits (N, classes) of x (N, features)."""
@@ -354,7 +138,10 @@ class MLP:
 
     def logits(self, X, batch_size=2000):
         """Logits (N, classes) of all of X, in pieces that fit the processor's caches."""
-        return np.concatenate([self.forward(X[i : i + batch_size]) for i in range(0, len(X), batch_size)])
+        logits = np.empty((len(X), self.built["sizes"][-1]), self.params.dtype)
+        for start in range(0, len(X), batch_size):
+            logits[start : start + batch_size] = self.forward(X[start : start + batch_size])
+        return logits
 
     def regularise(self, l1, l2):
         """Add the gradients of l1 sum |W| + l2 / 2 sum W^2 over all weights (not biases) to `grads`; return that penalty."""
@@ -376,9 +163,6 @@ class MLP:
         return norm
 
 
-CHECKPOINT = "checkpoint.safetensors"
-
-
 class Training:
     """A training of `model` with the settings `s`, and all that changes while it goes on.
 
@@ -398,6 +182,7 @@ class Training:
         self.epoch, self.best_epoch, self.best_accuracy = 0, 0, 0.0
         self.best = {"params": model.params.copy(), "state": model.state.copy()} if s.patience else {}
         self.history = {column: [] for column in runs.COLUMNS}
+        self.doctor = None  # a doctor.Doctor, where one is wanted
 
     def arrays(self):
         """{name: array}: the arrays themselves, not copies."""
@@ -412,6 +197,7 @@ class Training:
             "model": "mlp training", "epoch": self.epoch, "best_epoch": self.best_epoch, "best_accuracy": self.best_accuracy,
             "optimizer_t": self.optimizer.t, "average_t": self.average.t if self.average else 0,
             "plateau": vars(self.plateau) if self.plateau else {}, "history": self.history,
+            "doctor": self.doctor.history if self.doctor else {},
             "rng": {name: stream.bit_generator.state for name, stream in self.rng.items()},
         }  # fmt: skip
 
@@ -428,6 +214,8 @@ class Training:
             self.average.t = about["average_t"]
         if self.plateau:
             vars(self.plateau).update(about["plateau"])
+        if self.doctor:
+            self.doctor.history = about["doctor"]
         for name, stream in self.rng.items():
             stream.bit_generator.state = about["rng"][name]
 
@@ -437,7 +225,8 @@ class Training:
         logits = model.forward(x, training=True)
         loss, dlogits = self.loss(logits, y, s.label_smoothing)
         if not np.isfinite(loss):
-            raise runs.Diverged(f"the loss became {loss} in epoch {self.epoch + 1}, at learning rate {rate:g}: lower it")
+            raise runs.Diverged(f"the loss became {loss} in epoch {self.epoch + 1} ({doctor.cause(model, x)}), at learning "
+                                f"rate {rate:g}: lower --learning-rate, or set --clip-norm 1")  # fmt: skip
         model.backward(dlogits)
         if s.l1 or s.l2:
             model.regularise(s.l1, s.l2)
@@ -466,40 +255,64 @@ class Training:
             raise runs.Diverged(f"the validation loss became {loss} in epoch {self.epoch + 1}: lower the learning rate")
         return loss, right
 
+    def passes(self, X, y, prepare=lambda x: x, done=lambda: None):
+        """One epoch of steps: (mean loss, accuracy, last learning rate). Arguments as for `run`; `done` after each step."""
+        images = np.empty((min(self.s.batch_size, self.n), *X.shape[1:]), X.dtype)
+        factor = self.plateau.factor if self.plateau else 1
+        loss_sum, correct, first = 0.0, 0, self.epoch * self.steps
+        for number, batch in enumerate(data.batches(self.n, self.s.batch_size, self.rng["shuffle"])):
+            if self.doctor and number == self.steps - 1:
+                self.doctor.before_step()
+            rate = factor * self.rates[first + number]
+            x = np.take(X, batch, axis=0, out=images[: len(batch)], mode="clip")  # "raise" would copy it once more
+            loss, right = self.step(prepare(x), y[batch], rate)
+            loss_sum += loss * len(batch)
+            correct += right
+            done()
+        return loss_sum / self.n, correct / self.n, rate
+
     def run(self, X, y, X_val, y_val, log, keep=lambda: None, prepare=lambda x: x):
         """Train to the last epoch, or until validation accuracy has not risen for s.patience epochs.
 
         `prepare` makes (n, features) of a batch of X; y (N,). X_val (M, features) is as it is used, y_val (M,). After each
         epoch `keep` is called, and `log` gets a row (a dict of runs.COLUMNS). The training columns are means over the
         epoch's batches, taken while the weights moved, with label smoothing and without penalties. Leaves the averaged or,
-        with patience, the best weights in the model. Raises runs.Diverged.
+        with patience, the best weights in the model. Raises runs.Diverged, and ValueError for what `check` refuses.
         """
-        s, steps = self.s, self.steps
+        check(X, y)
+        s = self.s
         quiet = np.errstate(over="ignore", invalid="ignore")  # runs.Diverged says it better
-        with quiet, tqdm(total=s.epochs * steps, initial=self.epoch * steps, disable=None, leave=False, unit="batch") as bar:
+        total, before = s.epochs * self.steps, self.epoch * self.steps
+        with quiet, tqdm(total=total, initial=before, disable=None, leave=False, unit="batch") as bar:
             while self.epoch < s.epochs and not (s.patience and self.epoch - self.best_epoch >= s.patience):
-                start, loss_sum, correct = time.perf_counter(), 0.0, 0
-                rates = self.rates[self.epoch * steps :]
-                for batch, rate in zip(data.batches(self.n, s.batch_size, self.rng["shuffle"]), rates, strict=False):
-                    rate *= self.plateau.factor if self.plateau else 1
-                    loss, right = self.step(prepare(X[batch]), y[batch], rate)
-                    loss_sum += loss * len(batch)
-                    correct += right
-                    bar.update()
+                start = time.perf_counter()
+                train_loss, train_accuracy, rate = self.passes(X, y, prepare, bar.update)
                 val_loss, val_accuracy = self.validate(X_val, y_val)
                 if self.plateau:
                     self.plateau.step(val_loss)
                 self.epoch += 1
-                values = self.epoch, loss_sum / self.n, correct / self.n, val_loss, val_accuracy, rate
-                row = dict(zip(runs.COLUMNS, (*values, time.perf_counter() - start), strict=True))
+                values = self.epoch, train_loss, train_accuracy, val_loss, val_accuracy, rate, time.perf_counter() - start
+                row = dict(zip(runs.COLUMNS, values, strict=True))
                 for column, value in row.items():
                     self.history[column].append(value)
+                advice = self.doctor.examine(self.epoch, rate) if self.doctor else []
                 keep()
                 log(row)
+                for line in advice:
+                    tqdm.write(line)
         if s.patience:
             self.model.params[:], self.model.state[:] = self.best["params"], self.best["state"]
         elif self.average:
             self.average.swap()
+
+
+def check(X, y):
+    """Raise ValueError where X (N, ...) and y (N,) do not fit, or X holds a number that is not finite."""
+    if len(X) != len(y):
+        raise ValueError(f"X has {len(X):,} rows and y has {len(y):,}: they must be of the same images")
+    if not np.isfinite([X.min(), X.max()]).all():
+        rows = np.flatnonzero(~np.isfinite(X.reshape(len(X), -1)).all(axis=1))
+        raise ValueError(f"X holds NaN or infinite values in {len(rows):,} of {len(X):,} rows, the first of them {rows[0]}")
 
 
 def accuracy(logits, y):
@@ -558,7 +371,7 @@ def train(X, y, X_val, y_val, classes, s, log):
 
 def take_up(training, folder, split):
     """Put the checkpoint of the run in `folder` into `training`. Raises runs.RunError for one that does not fit."""
-    path = Path(folder, CHECKPOINT)
+    path = Path(folder, runs.CHECKPOINT)
     if not path.exists():
         if Path(folder, "history.csv").exists():
             raise runs.RunError(f"{path}: no such file, but the run has been training: it cannot be taken up without it")
@@ -585,13 +398,14 @@ def run(s):
     if s.flip or s.shift or s.erase:
         X = images.train.X
         augmented["prepare"] = lambda x: standardised(data.augment(x, rng["augment"], s.flip, s.shift, s.erase), mean, std)
+    training.doctor = doctor.Doctor(model, X_val[:1000])
     split = data.digest(images.train.index, images.train.y)
     if s.resume:
         take_up(training, s.resume, split)
 
     with runs.Run("mlp_from_scratch", s, training.history if s.resume else None) as run:
         training.run(X, images.train.y, X_val, images.val.y, run.log, lambda: runs.save_weights(
-            run.path / CHECKPOINT, training.arrays(), training.about() | {"split": split}), **augmented)  # fmt: skip
+            run.path / runs.CHECKPOINT, training.arrays(), training.about() | {"split": split}), **augmented)  # fmt: skip
         name = f"NumPy MLP {model.name}"
         val_accuracy = accuracy(model.logits(X_val), images.val.y)
         logits = model.logits(X_test)
@@ -602,8 +416,16 @@ def run(s):
         about |= {"mean": np.asarray(mean).tolist(), "std": np.asarray(std).tolist()}
         save(run.path / "weights.safetensors", model, about)
         title = f"{name} on {images.name}"
-        run.save({"curves.png": plots.curves(training.history, title, "prepare" in augmented, s.label_smoothing)})
         test_probabilities = probabilities(logits.astype(np.float64))
+        rates = training.rates[: training.epoch * training.steps]
+        if training.plateau:  # which each epoch may lower
+            rates = np.repeat(training.history["learning_rate"], training.steps)
+        run.save({"curves.png": plots.curves(training.history, title, "prepare" in augmented, s.label_smoothing),
+                  "learning_rate.png": plots.learning_rate(rates, training.steps, title),
+                  "first_layer.png": plots.first_layer(model.weights[0][0], images.train.X.shape[1:], title),
+                  "distributions.png": plots.distributions(
+                      *doctor.distributions(model, X_val[:1000], images.val.y[:1000], loss), title),
+                  "doctor.png": plots.doctor(training.doctor.history, training.doctor.names, title)})  # fmt: skip
         run.save(plots.evaluation(images.test.X, images.test.y, test_probabilities, images.classes, title))
         test_accuracy = accuracy(logits, images.test.y)
         early = {"best_epoch": training.best_epoch} if s.patience else {}
@@ -613,7 +435,7 @@ def run(s):
 
 
 def main(argv=None):
-    run(settings.parse(sys.modules[__name__], data, runs, argv=argv))
+    runs.over_seeds(run, settings.parse(sys.modules[__name__], data, runs, argv=argv))
 
 
 if __name__ == "__main__":

@@ -131,6 +131,8 @@ def evaluation(X, y, probabilities, classes, title):
         "classification_report.png": classification_report(y, predicted, classes, accuracy),
         "classification_report.txt": report_text(y, predicted, classes),
         "samples.png": samples(X, y, probabilities, classes, accuracy),
+        "mistakes.png": mistakes(X, y, probabilities, classes, accuracy),
+        "reliability.png": reliability(y, probabilities, accuracy),
     }
 
 
@@ -154,4 +156,163 @@ def side_by_side(y, predictions, classes, title):
     ax.invert_yaxis()
     ax.grid(axis="x", alpha=0.25)
     ax.legend(frameon=False, fontsize=9, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    return fig
+
+
+def learning_rate(rates, steps, title):
+    """The learning rate of every step. rates: a list; steps: how many there are in an epoch."""
+    fig, axes = figure(title, 8, 3.4)
+    ax = axes[0, 0]
+    ax.plot(np.arange(1, len(rates) + 1) / steps, rates, color=TRAIN, linewidth=1.6)
+    ax.set(xlabel="epoch", ylabel="learning rate", ylim=(0, None))
+    ax.grid(alpha=0.25)
+    return fig
+
+
+def first_layer(W, shape, title, most=64):
+    """The weights of the first `most` neurons of the first layer as images. W (pixels, neurons), shape (28, 28)."""
+    count, (height, width) = min(most, W.shape[1]), shape
+    columns = min(16, count)
+    rows = -(-count // columns)
+    mosaic = np.full((rows * (height + 2), columns * (width + 2)), np.nan)  # one picture: many axes take seconds to draw
+    for i, w in enumerate(W.T[:count]):
+        top, left = i // columns * (height + 2), i % columns * (width + 2)
+        mosaic[top : top + height, left : left + width] = w.reshape(shape)
+    fig, axes = figure(f"{title}\nweights of {count} of the first layer's {W.shape[1]:,} neurons", 0.75 * max(columns, 9),
+                       0.75 * rows + 1.15)  # fmt: skip
+    axes[0, 0].axis("off")
+    limit = np.quantile(np.abs(W[:, :count]), 0.995)  # of all: a single large weight would make the rest grey
+    shown = axes[0, 0].imshow(mosaic, cmap="RdBu_r", vmin=-limit, vmax=limit)
+    bar = fig.colorbar(shown, ax=axes, location="bottom", shrink=0.5, aspect=50, pad=0.02)
+    bar.ax.tick_params(labelsize=9)
+    bar.set_label("weight", fontsize=9)
+    return fig
+
+
+def distributions(activations, gradients, title):
+    """Histograms by layer: what the hidden neurons put out, and the gradients of the weights. {layer: flat array} each."""
+    columns = 2 if activations else 1
+    fig, axes = figure(title, 5 * columns, 1.9 * len(gradients) + 1.1, nrows=len(gradients), ncols=columns)
+    for row, name in zip(axes, gradients, strict=True):
+        for ax, values, colour, what in ((row[0], activations.get(name), TRAIN, "activation"),
+                                         (row[-1], gradients[name], VAL, "gradient of the weights"))[-columns:]:  # fmt: skip
+            if values is None:  # the output layer, whose logits no activation follows
+                ax.axis("off")
+                continue
+            low, high = np.quantile(values, [0.001, 0.999])
+            wide = 1.05 * max(abs(low), abs(high), 1e-12)
+            ax.hist(values, bins=80, range=(min(0, low) if what == "activation" else -wide, wide), color=colour, log=True)
+            zero = np.mean(values == 0)
+            note = f"{name}: deviation {values.std():.2g}" + (f", {zero:.0%} exactly 0" if zero > 0.005 else "")
+            ax.set_title(note, fontsize=9, loc="left")
+            ax.set_xlabel(what, fontsize=9)
+            ax.set_ylabel("count", fontsize=9)
+            ax.ticklabel_format(axis="x", style="sci", scilimits=(-3, 3))
+    return fig
+
+
+def doctor(history, names, title):
+    """What doctor.Doctor has seen, by epoch and layer. history and names: the Doctor's."""
+    from matplotlib import colormaps
+
+    panels = [("dead", "dead neurons (%)", 100), ("gradient_norm", "length of the weights' gradient", 1),
+              ("update_ratio", "length of a step / of the weights", 1)][len(names) == 1 :]  # fmt: skip
+    fig, axes = figure(title, 4.4 * len(panels), 3.8, ncols=len(panels))
+    for ax, (column, label, factor) in zip(axes[0], panels, strict=True):
+        values = factor * np.asarray(history[column], dtype=float).reshape(len(history["epoch"]), -1)
+        for i in range(values.shape[1]):
+            ax.plot(history["epoch"], values[:, i], marker="o", markersize=3, linewidth=1.6, label=names[i],
+                    color=colormaps["viridis"](i / max(1, len(names) - 0.6)))  # fmt: skip
+        ax.set(xlabel="epoch", ylabel=label)
+        ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+        ax.grid(alpha=0.25)
+        if column == "dead":
+            ax.set_ylim(-2, 102)
+        else:
+            ax.set_yscale("log")
+    axes[0, -1].axhline(1e-3, color=GREY, linewidth=1, linestyle="--", label="0.001, usual")
+    axes[0, -1].legend(frameon=False, fontsize=9)
+    return fig
+
+
+def mistakes(X, y, probabilities, classes, title, rows=4, columns=10):
+    """The wrongly classified images of which the model was surest. Shapes as for `samples`."""
+    predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
+    wrong = np.flatnonzero(predicted != y)
+    wrong = wrong[np.argsort(-confidence[wrong], kind="stable")]
+    chosen = wrong[: rows * columns]
+    rows = max(1, -(-len(chosen) // columns))
+    fig, axes = figure(f"{title}\nthe surest of {len(wrong):,} mistakes", 13, 1.75 * rows + 1)
+    fig.supxlabel("above each image: its label;  below: predicted class and its probability", fontsize=9, color=GREY)
+    ax = axes[0, 0]
+    ax.axis("off")
+    ax.set(xlim=(0, columns), ylim=(1.36 * rows, 0))
+    for place, i in enumerate(chosen):
+        left, top = place % columns, 1.36 * (place // columns)
+        box = (left + 0.05, left + 0.95, top + 1.1, top + 0.2)
+        ax.imshow(X[i], cmap="gray_r", vmin=0, vmax=1, extent=box, aspect="auto")
+        ax.text(left + 0.5, top + 0.17, classes[y[i]], ha="center", va="bottom", fontsize=9, color=RIGHT)
+        ax.text(left + 0.5, top + 1.13, f"{classes[predicted[i]]} {confidence[i]:.0%}", ha="center", va="top", fontsize=9,
+                color=WRONG)  # fmt: skip
+    return fig
+
+
+def calibration(y, probabilities, bins=15):
+    """(edges (bins + 1,), counts, mean confidence, accuracy of each bin of confidence, expected calibration error).
+
+    The error is the mean over all images of |accuracy - confidence| of their bin (Guo et al. 2017, eq. 3). probabilities
+    (N, classes), y (N,).
+    """
+    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == y
+    edges = np.linspace(0, 1, bins + 1)
+    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)  # bins are open below and closed above
+    counts = np.bincount(place, minlength=bins)
+    sure, accuracy = (np.bincount(place, values, bins) / np.maximum(counts, 1) for values in (confidence, right))
+    return edges, counts, sure, accuracy, float(np.sum(counts * np.abs(accuracy - sure)) / len(y))
+
+
+def reliability(y, probabilities, title):
+    """Accuracy against confidence: the reliability diagram, and how many images there are in each bin of confidence."""
+    edges, counts, sure, accuracy, error = calibration(y, probabilities)
+    fig, axes = figure(f"{title}\nexpected calibration error {100 * error:.2f} %", 6.4, 6.4, nrows=2, sharex=True,
+                       height_ratios=(3, 1))  # fmt: skip
+    (upper,), (lower,) = axes
+    some, width = counts > 0, edges[1]
+    upper.bar(edges[:-1][some], accuracy[some], width, align="edge", color=TRAIN, edgecolor="white", label="accuracy")
+    upper.plot(sure[some], accuracy[some], "o", color="black", markersize=3, label="at the bin's mean confidence")
+    upper.plot([0, 1], [0, 1], "--", color=VAL, label="accuracy = confidence")
+    upper.set(ylabel="share that is right", ylim=(0, 1.02), xlim=(0, 1))
+    upper.legend(frameon=False, fontsize=9, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    lower.bar(edges[:-1], counts, width, align="edge", color=GREY, edgecolor="white")
+    lower.set(xlabel="confidence: the probability of the predicted class", ylabel="images")
+    lower.set_yscale("symlog", linthresh=10)
+    return fig
+
+
+def speed(found, names):
+    """What benchmark.py mlp found: time per epoch as ratios, by peer, batch size and widths. names: {side: in words}."""
+    title = f"NumPy MLP {found['network']}: time per epoch, ours / theirs"
+    fig, axes = figure(title, 13, 4.2, ncols=3, width_ratios=(5, 4, 3))
+    ax, sides = axes[0, 0], list(found["ratios"])
+    values, goals = (np.array([found[key][side] for side in sides]) for key in ("ratios", "goals"))
+    bars = ax.barh(range(len(sides)), values, color=[RIGHT if met else VAL for met in values <= goals])
+    ax.bar_label(bars, fmt="%.2f", padding=4, fontsize=9)
+    ax.vlines(goals, np.arange(len(sides)) - 0.4, np.arange(len(sides)) + 0.4, color="black", linestyle="--", label="wanted")
+    ax.axvline(1, color=GREY, linewidth=0.8)
+    ax.set_yticks(range(len(sides)), [textwrap.fill(names[side], 20) for side in sides])
+    ax.set(xlabel=f"batch {found['batch_size']}: below 1, ours is faster", xlim=(0, 1.15 * max(*values, *goals)))
+    ax.invert_yaxis()
+    ax.legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1))
+    for ax, what in zip(axes[0, 1:], ("batch_size", "hidden"), strict=True):
+        rows = found["tables"][what]
+        for side, colour in (("torch_fused", TRAIN), ("products", VAL)):
+            values = [row[f"against_{side}"] for row in rows.values()]
+            ax.plot(range(len(rows)), values, "o-", color=colour, label=names[side])
+        labels = [name.removeprefix("batch ").removeprefix("784-").removesuffix("-10") for name in rows]
+        ax.set_xticks(range(len(rows)), labels)
+        ax.axhline(1, color=GREY, linewidth=0.8)
+        ax.set(xlabel={"batch_size": "batch size", "hidden": "hidden layers"}[what], ylim=(0, None), ylabel="ours / theirs")
+        ax.margins(x=0.15)
+        ax.grid(alpha=0.25)
+    axes[0, 1].legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     return fig

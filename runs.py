@@ -8,6 +8,7 @@
 """
 
 import contextlib
+import copy
 import csv
 import importlib.metadata
 import io
@@ -15,10 +16,12 @@ import json
 import os
 import platform
 import shlex
+import statistics
 import sys
 import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 from tqdm import tqdm
 
@@ -27,6 +30,7 @@ OUTPUT_DIR = ""  # the run's folder; "" makes runs/<script>/<date_time>
 # ----
 
 COLUMNS = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "learning_rate", "seconds")
+CHECKPOINT = "checkpoint.safetensors"  # in a run's folder: what its training needs to go on
 
 
 class RunError(Exception):
@@ -110,6 +114,8 @@ class Run:
     def __exit__(self, kind, error, traceback):
         if kind is KeyboardInterrupt:
             raise KeyboardInterrupt(f": what was written so far is in {self.path}") from None
+        if kind is Diverged and (self.path / CHECKPOINT).exists():
+            raise Diverged(f"{error}; the checkpoint of the epoch before is kept: {self.path / CHECKPOINT}") from None
 
     def log(self, row, name="history.csv"):
         """Print one epoch's row (a dict of COLUMNS), and write the history so far."""
@@ -156,7 +162,38 @@ class Run:
         if self.settings.get("quick"):
             print("\nA quick tour on a subset: these figures are only a tour's; the real ones come without --quick.")
         print(f"\n{metrics['dataset']}, {metrics['seconds']:.0f} s; figures, weights and metrics.json are in\n{self.path}")
-        return metrics
+        return metrics | {"folder": str(self.path)}
+
+
+def over_seeds(run, s):
+    """run(s), or one for each of s.seeds seeds from s.seed on, which share the folder of the first. Returns the metrics.
+
+    metrics.json there then has, of each number that differs, the mean, the standard deviation (NAME_std, with n - 1) and
+    under "by_seed" the single values; further seeds have folders of their own in it, seed_1 and so on.
+    """
+    if s.seeds == 1:
+        return run(s)
+    if s.resume:
+        raise RunError("--resume takes up one run: name the folder of a single seed, with --seeds 1")
+    every = [run(copy.copy(s))]
+    folder = Path(every[0].pop("folder"))
+    for seed in range(s.seed + 1, s.seed + s.seeds):
+        print(f"\nseed {seed}, {seed - s.seed + 1} of {s.seeds}")
+        own = vars(s) | {"seed": seed, "seeds": 1, "output_dir": str(folder / f"seed_{seed}")}
+        every.append(run(SimpleNamespace(**own)))
+    metrics, by_seed = dict(every[0]), {}
+    for name, value in every[0].items():
+        values = [one[name] for one in every]
+        if isinstance(value, (int, float)) and len(set(values)) > 1:
+            by_seed[name] = values
+            metrics |= {name: statistics.fmean(values), f"{name}_std": statistics.stdev(values)}
+    metrics |= {"seeds": list(range(s.seed, s.seed + s.seeds)), "by_seed": by_seed}
+    with whole(folder / "metrics.json") as part:
+        part.write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n", encoding="utf-8", newline="\n")
+    print(f"\n{s.seeds} seeds, mean and standard deviation:")
+    for name in ("val_accuracy", "test_accuracy"):
+        print(f"{name:<14}{metrics[name]:8.2%} +- {100 * metrics.get(f'{name}_std', 0):.2f}")
+    return metrics | {"folder": str(folder)}
 
 
 def rounded(row):

@@ -12,6 +12,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets, unique_labels
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+import layers
 import mlp_from_scratch as mlp
 import settings
 
@@ -87,7 +88,7 @@ class ScratchMLPClassifier(ClassifierMixin, BaseEstimator):
         """Probabilities (N, classes) of X (N, features), in the order of `classes_`."""
         check_is_fitted(self)
         X = validate_data(self, X, dtype=(np.float64, np.float32), reset=False)
-        return mlp.softmax(self.network_.logits(X.astype(self.network_.params.dtype, copy=False)))
+        return layers.softmax(self.network_.logits(X.astype(self.network_.params.dtype, copy=False)))
 
     def predict(self, X):
         """The most probable class of each row of X (N, features)."""

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import check_gradients
-import mlp_from_scratch as mlp
+import layers
 
 
 def worst(seed=0):
@@ -33,7 +33,7 @@ def test_the_script_passes_and_covers_every_part(capsys):
     assert ended.value.code == 0
     printed = capsys.readouterr().out
     assert "all below 1e-07" in printed
-    for name in (*mlp.ACTIVATIONS, *mlp.NORMS, *mlp.LOSSES, "L1", "L2"):
+    for name in (*layers.ACTIVATIONS, *layers.NORMS, *layers.LOSSES, "L1", "L2"):
         assert f"{name} " in printed
 
 
@@ -52,7 +52,8 @@ def twice_dW(self, original, dout, **options):
 
 def no_db(self, original, dout, **options):
     dx = original(self, dout, **options)
-    self.grads["b"][:] = 0
+    if "b" in self.grads:
+        self.grads["b"][:] = 0
     return dx
 
 
@@ -63,21 +64,21 @@ def forgotten_gamma(self, original, dout, **options):
 
 
 FAULTS = {
-    "ReLU without its mask": (mlp.ReLU, lambda self, original, dout, **_: dout),
-    "leaky ReLU without its slope": (mlp.LeakyReLU, lambda self, original, dout, **_: dout),
-    "tanh's derivative is 1 - y": (mlp.Tanh, lambda self, original, dout, **_: dout * (1 - self.y)),
-    "sigmoid's derivative is y": (mlp.Sigmoid, lambda self, original, dout, **_: dout * self.y),
-    "GELU by its tanh approximation's slope": (mlp.GELU, lambda self, original, dout, **_: dout * self.P),
-    "dropout that lets everything back": (mlp.Dropout, lambda self, original, dout, **_: dout),
-    "W's gradient twice": (mlp.Linear, twice_dW),
-    "b's gradient forgotten": (mlp.Linear, no_db),
-    "W left out": (mlp.Linear, lambda self, original, dout, **_: (
+    "ReLU without its mask": (layers.ReLU, lambda self, original, dout, **_: dout),
+    "leaky ReLU without its slope": (layers.LeakyReLU, lambda self, original, dout, **_: dout),
+    "tanh's derivative is 1 - y": (layers.Tanh, lambda self, original, dout, **_: dout * (1 - self.y)),
+    "sigmoid's derivative is y": (layers.Sigmoid, lambda self, original, dout, **_: dout * self.y),
+    "GELU by its tanh approximation's slope": (layers.GELU, lambda self, original, dout, **_: dout * self.P),
+    "dropout that lets everything back": (layers.Dropout, lambda self, original, dout, **_: dout),
+    "W's gradient twice": (layers.Linear, twice_dW),
+    "b's gradient forgotten": (layers.Linear, no_db),
+    "W left out": (layers.Linear, lambda self, original, dout, **_: (
         original(self, dout), dout @ np.ones_like(self.params["W"]).T)[1]),
-    "batch norm that forgets that its mean depends on x": (mlp.BatchNorm, lambda self, original, dout, **_: (
+    "batch norm that forgets that its mean depends on x": (layers.BatchNorm, lambda self, original, dout, **_: (
         original(self, dout), dout * self.params["gamma"] * self.inverse)[1]),
-    "layer norm that forgets its variance": (mlp.LayerNorm, lambda self, original, dout, **_: (
+    "layer norm that forgets its variance": (layers.LayerNorm, lambda self, original, dout, **_: (
         original(self, dout), (dout - dout.mean(axis=1, keepdims=True)) * self.params["gamma"] * self.inverse)[1]),
-    "gamma's gradient not filled": (mlp.LayerNorm, forgotten_gamma),
+    "gamma's gradient not filled": (layers.LayerNorm, forgotten_gamma),
 }  # fmt: skip
 
 
@@ -90,12 +91,12 @@ def test_a_planted_fault_turns_it_red(name, monkeypatch):
 
 @pytest.mark.parametrize("change", [
     lambda loss, dlogits, logits, y: (loss, dlogits * len(y)),  # not divided by N
-    lambda loss, dlogits, logits, y: (loss, mlp.softmax(logits) / len(y)),  # the derivative of the output forgotten
-    lambda loss, dlogits, logits, y: (-np.log(mlp.softmax(logits).max(axis=1)).mean(), dlogits),  # of the predicted class
+    lambda loss, dlogits, logits, y: (loss, layers.softmax(logits) / len(y)),  # the derivative of the output forgotten
+    lambda loss, dlogits, logits, y: (-np.log(layers.softmax(logits).max(axis=1)).mean(), dlogits),  # of the predicted class
 ])  # fmt: skip
 def test_a_fault_in_the_loss_turns_it_red(change, monkeypatch):
     def wrong(logits, y, smoothing=0.0):
-        return change(*mlp.softmax_cross_entropy(logits, y, smoothing), logits, y)
+        return change(*layers.softmax_cross_entropy(logits, y, smoothing), logits, y)
 
-    monkeypatch.setitem(mlp.LOSSES, "softmax", (wrong, mlp.softmax))
+    monkeypatch.setitem(layers.LOSSES, "softmax", (wrong, layers.softmax))
     assert not worst() < 1e-7

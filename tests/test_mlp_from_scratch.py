@@ -14,6 +14,7 @@ from conftest import ROOT, command, environment, one_line
 from test_optimizers import TWINS, relative
 
 import data
+import layers
 import mlp_from_scratch as mlp
 import runs
 import settings
@@ -43,7 +44,7 @@ def bound(layer):
 
 
 @pytest.mark.parametrize("n", [1, 5])
-@pytest.mark.parametrize("make", [lambda: mlp.Linear(4, 3), mlp.ReLU])
+@pytest.mark.parametrize("make", [lambda: layers.Linear(4, 3), layers.ReLU])
 def test_layer_gradients_by_central_differences(make, n):
     layer, x = bound(make()), RNG.standard_normal((n, 4))
     dout = RNG.standard_normal(layer.forward(x).shape)
@@ -57,7 +58,7 @@ def test_layer_gradients_by_central_differences(make, n):
         assert relative(layer.grads[name], central_differences(f, value)) < 1e-6
 
 
-@pytest.mark.parametrize("make", [lambda: mlp.Linear(4, 3), mlp.ReLU])
+@pytest.mark.parametrize("make", [lambda: layers.Linear(4, 3), layers.ReLU])
 def test_layer_gradients_by_autograd(make):
     layer, x = bound(make()), RNG.standard_normal((6, 4))
     tensors = {name: torch.tensor(value, requires_grad=True) for name, value in layer.params.items()}
@@ -74,22 +75,22 @@ def test_layer_gradients_by_autograd(make):
 
 def test_softmax_cross_entropy():
     logits, y = 3 * RNG.standard_normal((7, 5)), RNG.integers(0, 5, 7)
-    loss, dlogits = mlp.softmax_cross_entropy(logits, y)
+    loss, dlogits = layers.softmax_cross_entropy(logits, y)
     tensor = torch.tensor(logits, requires_grad=True)
     expected = torch.nn.functional.cross_entropy(tensor, torch.tensor(y))
     expected.backward()
     assert loss == pytest.approx(expected.item(), rel=1e-12)
     assert relative(dlogits, tensor.grad.numpy()) < 1e-12
-    assert relative(dlogits, central_differences(lambda: mlp.softmax_cross_entropy(logits, y)[0], logits)) < 1e-6
+    assert relative(dlogits, central_differences(lambda: layers.softmax_cross_entropy(logits, y)[0], logits)) < 1e-6
 
 
 def test_extreme_logits_do_not_overflow():
     logits = np.array([[1e4, -1e4, 0], [-1e4, -1e4, -1e4]], np.float32)
     with np.errstate(all="raise", under="ignore"):
-        loss, dlogits = mlp.softmax_cross_entropy(logits, np.array([1, 0]))
+        loss, dlogits = layers.softmax_cross_entropy(logits, np.array([1, 0]))
     assert loss == pytest.approx((2e4 + np.log(3)) / 2)
     assert np.isfinite(dlogits).all()
-    assert np.allclose(mlp.softmax(logits).sum(axis=1), 1)
+    assert np.allclose(layers.softmax(logits).sum(axis=1), 1)
 
 
 @pytest.mark.parametrize("hidden", [(), (6,), (7, 5, 4)])
@@ -99,9 +100,9 @@ def test_gradients_of_the_whole_network(hidden):
     X, y = RNG.standard_normal((5, 8)), RNG.integers(0, 3, 5)
 
     def f():
-        return mlp.softmax_cross_entropy(model.forward(X), y)[0]
+        return layers.softmax_cross_entropy(model.forward(X), y)[0]
 
-    _, dlogits = mlp.softmax_cross_entropy(model.forward(X), y)
+    _, dlogits = layers.softmax_cross_entropy(model.forward(X), y)
     model.grads[:] = np.nan  # whatever backward does not fill stays visible
     dX = model.backward(dlogits, input_gradient=True)
     assert relative(model.grads, central_differences(f, model.params)) < 1e-6
@@ -132,7 +133,7 @@ def test_initialisation(init, std):
 
 
 def test_dropout_keeps_the_expected_value_and_does_nothing_in_use():
-    layer = mlp.Dropout(0.3, np.random.default_rng(0))
+    layer = layers.Dropout(0.3, np.random.default_rng(0))
     x = np.ones((400, 500), np.float32)
     y = layer.forward(x, training=True)
     assert set(np.unique(y)) == {0, np.float32(1 / 0.7)}
@@ -159,7 +160,7 @@ def test_batch_norm_runs_beside_torch_in_training_and_in_use():
 def test_every_part_stays_in_float32(options):
     model = mlp.MLP((6, 5, 4, 3), np.random.default_rng(0), **options)
     logits = model.forward(RNG.standard_normal((8, 6)).astype(np.float32), training=True)
-    for loss, _ in mlp.LOSSES.values():
+    for loss, _ in layers.LOSSES.values():
         _, dlogits = loss(logits, np.zeros(8, int), 0.1)
         assert logits.dtype == dlogits.dtype == model.backward(dlogits, input_gradient=True).dtype == np.float32
 
@@ -167,7 +168,7 @@ def test_every_part_stays_in_float32(options):
 def test_sigmoid_cross_entropy_beside_torch_and_at_the_extremes():
     logits, y = np.array([[1e4, -1e4, 0], [-1e4, 1e4, 3]]), np.array([1, 1])
     with np.errstate(all="raise", under="ignore"):
-        loss, dlogits = mlp.sigmoid_cross_entropy(logits, y, 0.1)
+        loss, dlogits = layers.sigmoid_cross_entropy(logits, y, 0.1)
     tensor = torch.tensor(logits, requires_grad=True)
     targets = torch.nn.functional.one_hot(torch.tensor(y), 3).double() * 0.9 + 0.1 / 3
     expected = torch.nn.functional.binary_cross_entropy_with_logits(tensor, targets, reduction="sum") / 2
@@ -222,7 +223,7 @@ def test_the_average_is_what_is_validated_and_left(digits):
     model = mlp.MLP((784, 8, 10), np.random.default_rng(0), norm="batch")
     training = training_of(model, 200, epochs=3, batch_size=50, average=0.9)
     training.run(X, y, X, y, lambda row: None)
-    assert training.history["val_loss"][-1] == mlp.softmax_cross_entropy(model.logits(X), y)[0]
+    assert training.history["val_loss"][-1] == layers.softmax_cross_entropy(model.logits(X), y)[0]
 
 
 def test_early_stopping_leaves_the_best_weights(digits):
@@ -270,7 +271,7 @@ def test_ten_training_steps_beside_a_torch_twin(name, digits):
     torch_optimizer.param_groups[0]["lr"] = 0.001
     losses = []
     for batch in data.batches(len(y), 64, np.random.default_rng(4))[:10]:
-        loss, dlogits = mlp.softmax_cross_entropy(model.forward(X[batch], training=True), y[batch])
+        loss, dlogits = layers.softmax_cross_entropy(model.forward(X[batch], training=True), y[batch])
         model.backward(dlogits)
         optimizer.step(0.001)
         torch_loss = torch.nn.functional.cross_entropy(twin(torch.tensor(X[batch])), torch.tensor(y[batch]))
@@ -316,8 +317,9 @@ def test_importing_it_imports_no_torch():
 # ---- the script, as a user runs it
 
 FILES = {"settings.json", "history.csv", "metrics.json", "weights.safetensors", "curves.png", "confusion_matrix.png",
-         "classification_report.png", "classification_report.txt", "samples.png"}  # fmt: skip
-FILES_OF_MLP = FILES | {"checkpoint.safetensors"}
+         "classification_report.png", "classification_report.txt", "samples.png", "mistakes.png",
+         "reliability.png"}  # fmt: skip
+FILES_OF_MLP = FILES | {"checkpoint.safetensors", "doctor.png", "distributions.png", "first_layer.png", "learning_rate.png"}
 KEYS = {"dataset", "model", "train_size", "val_size", "test_size", "val_accuracy", "test_accuracy", "test_loss",
         "parameters", "seconds", "settings", "versions", "machine"}  # fmt: skip
 
@@ -343,7 +345,7 @@ def test_the_script(run_script, tmp_path):
     model, about = mlp.restore(folder / "weights.safetensors")
     assert (about["mean"], about["std"]) == data.statistics(digits.train.X)  # of the training split alone
     logits = model.logits(mlp.standardised(digits.test.X, about["mean"], about["std"]))
-    assert metrics["test_loss"] == pytest.approx(mlp.softmax_cross_entropy(logits, digits.test.y)[0])
+    assert metrics["test_loss"] == pytest.approx(layers.softmax_cross_entropy(logits, digits.test.y)[0])
     assert np.mean(logits.argmax(axis=1) == digits.test.y) == metrics["test_accuracy"] > 0.8
     other, _ = mlp.restore(tmp_path / "two/weights.safetensors")
     assert np.array_equal(model.params, other.params)  # same seed, same bits
@@ -352,13 +354,32 @@ def test_the_script(run_script, tmp_path):
 def test_a_learning_rate_that_diverges(run_script, tmp_path):
     line = one_line(run_script("mlp_from_scratch", "--dataset", "digits", "--optimizer", "sgd", "--learning-rate", 1e6), 1)
     assert "the loss became" in line
-    assert "lower it" in line
+    assert "lower --learning-rate" in line
 
 
 def test_a_last_step_that_diverges(run_script, tmp_path):
     flags = ("--optimizer", "sgd", "--learning-rate", 1e30, "--batch-size", 100_000, "--epochs", 1)
     assert "the validation loss became nan" in one_line(run_script("mlp_from_scratch", "--dataset", "digits", *flags), 1)
     assert not list(tmp_path.glob("runs/*/*/metrics.json"))
+
+
+def test_several_seeds_share_a_folder(run_script, tmp_path):
+    flags = ("--dataset", "digits", "--epochs", 2, "--hidden", 8, "--output-dir", "out")
+    done = run_script("mlp_from_scratch", *flags, "--seed", 3, "--seeds", 3)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "3 seeds, mean and standard deviation:" in done.stdout
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    single = [json.loads((tmp_path / "out" / folder / "metrics.json").read_text()) for folder in ("seed_4", "seed_5")]
+    alone = run_script("mlp_from_scratch", *flags[:-1], "alone", "--seed", 3)
+    assert alone.returncode == 0
+    single.insert(0, json.loads((tmp_path / "alone/metrics.json").read_text()))
+    values = [one["test_accuracy"] for one in single]
+    assert metrics["seeds"] == [3, 4, 5]
+    assert metrics["by_seed"]["test_accuracy"] == values
+    assert metrics["test_accuracy"] == pytest.approx(np.mean(values))
+    assert metrics["test_accuracy_std"] == pytest.approx(np.std(values, ddof=1))
+    assert [one["settings"]["seed"] for one in single] == [3, 4, 5]
+    assert "name the folder of a single seed" in one_line(run_script("mlp_from_scratch", "--resume", "out"), 1)
 
 
 def test_each_epoch_visits_every_image_once_in_another_order(digits):

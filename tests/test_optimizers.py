@@ -45,6 +45,20 @@ def test_fifty_steps_beside_torch(name, dtype, tolerance, size):
     assert params.dtype == dtype
 
 
+@pytest.mark.parametrize("name", ["momentum", "nesterov", "rmsprop", "adam"])
+def test_running_means_of_gradients_that_stay_0_never_get_slow(name):
+    params, grads = np.ones(8, np.float32), np.ones(8, np.float32)
+    optimizer = optimizers.OPTIMIZERS[name](params, grads)
+    optimizer.step(0.01)
+    grads[:4] = 0
+    for _ in range(1500):
+        optimizer.step(0.01)
+        small = np.abs(optimizer.state[optimizer.state != 0])
+        assert (small >= np.finfo(np.float32).tiny).all()  # smaller ones are denormal
+    assert optimizer.state[0, :4].max() == 0 or name == "rmsprop"
+    assert optimizer.state[0, 4:].min() > 0.5
+
+
 @pytest.mark.parametrize(("name", "twin"), [
     ("constant", lambda o: torch.optim.lr_scheduler.ConstantLR(o, factor=1)),
     ("step", lambda o: torch.optim.lr_scheduler.MultiStepLR(o, [25, 38], 0.1)),

@@ -53,11 +53,60 @@ def test_side_by_side_shows_the_recalls_of_both():
 
 def test_evaluation_makes_each_file(tmp_path):
     files = plots.evaluation(np.zeros((7, 28, 28)), Y, PROBABILITIES, CLASSES, "title")
-    assert set(files) == {"confusion_matrix.png", "classification_report.png", "classification_report.txt", "samples.png"}
+    assert set(files) == {"confusion_matrix.png", "classification_report.png", "classification_report.txt", "samples.png",
+                          "mistakes.png", "reliability.png"}  # fmt: skip
     figure = files["samples.png"]
     figure.savefig(tmp_path / "samples.png")
     assert (tmp_path / "samples.png").read_bytes()[:4] == b"\x89PNG"
     assert figure.get_suptitle() == "title\ntest accuracy 71.43%"
+
+
+def test_mistakes_begin_with_the_surest():
+    probabilities = PROBABILITIES.copy()
+    probabilities[6] = 0.95, 0.03, 0.02
+    found = texts(plots.mistakes(np.zeros((7, 28, 28)), Y, probabilities, CLASSES, "title"))
+    assert found == ["c", "a 95%", "a", "b 80%"]
+    assert texts(plots.mistakes(np.zeros((7, 28, 28)), PREDICTED, PROBABILITIES, CLASSES, "title")) == []
+
+
+def test_calibration_by_hand():
+    y = np.array([0, 0, 1, 1, 1])
+    sure = np.array([0.9, 0.95, 0.9, 0.6, 0.55])  # of class 0 in the first three
+    first = np.where(np.arange(5) < 3, sure, 1 - sure)
+    probabilities = np.stack([first, 1 - first], axis=1)
+    edges, counts, confidence, accuracy, error = plots.calibration(y, probabilities, bins=2)
+    assert edges.tolist() == [0, 0.5, 1]
+    assert counts.tolist() == [0, 5]
+    assert accuracy[1] == pytest.approx(0.8)
+    assert confidence[1] == pytest.approx(0.78)
+    assert error == pytest.approx(0.02)
+    *_, error = plots.calibration(y, probabilities, bins=10)  # (0.5, 0.6]: 2 of 2 at 0.575; (0.8, 0.9]: 1 of 2; (0.9, 1]: 1
+    assert error == pytest.approx((2 * (1 - 0.575) + 2 * (0.9 - 0.5) + (1 - 0.95)) / 5)
+    plots.reliability(y, probabilities, "title")
+
+
+def test_the_first_layers_weights_stand_where_they_belong():
+    W = np.arange(4 * 3, dtype=float).reshape(4, 3)  # 2 x 2 pixels, 3 neurons
+    picture = plots.first_layer(W, (2, 2), "title").axes[0].images[0].get_array()
+    assert picture[:2, 4:6].tolist() == [[1, 4], [7, 10]]
+
+
+def test_the_doctors_figure_draws_a_line_for_each_layer():
+    history = {"epoch": [1, 2], "dead": [[0.5], [0.25]], "gradient_norm": [[1, 2], [3, 4]], "update_ratio": [[1, 2], [3, 4]]}
+    figure = plots.doctor(history, ["hidden 1", "output"], "title")
+    lines = [[list(line.get_ydata()) for line in ax.lines] for ax in figure.axes]
+    assert lines[0] == [[50, 25]]
+    assert lines[1] == [[1, 3], [2, 4]]
+    softmax = {"epoch": [1], "dead": [[]], "gradient_norm": [[1]], "update_ratio": [[1]]}
+    assert len(plots.doctor(softmax, ["output"], "title").axes) == 2  # no hidden layer, no panel of dead neurons
+    assert len(plots.distributions({}, {"output": np.ones(3)}, "title").axes) == 1
+
+
+def test_distributions_and_learning_rate():
+    figure = plots.distributions({"hidden 1": np.zeros(5)}, {"hidden 1": np.arange(5.0), "output": np.ones(3)}, "title")
+    assert figure.axes[0].get_title(loc="left") == "hidden 1: deviation 0, 100% exactly 0"
+    figure = plots.learning_rate([1, 2, 3, 4], 2, "title")
+    assert figure.axes[0].lines[0].get_xdata().tolist() == [0.5, 1, 1.5, 2]
 
 
 @pytest.mark.parametrize("module", ["matplotlib.pyplot", "sklearn", "torch"])

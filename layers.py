@@ -1,0 +1,273 @@
+"""The layers and losses of the NumPy MLP, each with its backward pass written by hand; check_gradients.py proves them."""
+
+import math
+
+import numpy as np
+
+
+class Layer:
+    """What the network asks of a layer.
+
+    `forward(x, training)` keeps what `backward(dout)` needs; `backward` fills `grads` and returns the gradient with respect
+    to x. Neither changes its argument or a parameter. What they return is memory of the layer's own, which its next call
+    overwrites. `shapes` are those of the parameters, `state_shapes` those of what is learnt without gradients; the network
+    sets `params`, `grads` and `state`, {name: view into one of its flat vectors}.
+    """
+
+    def __init__(self, state_shapes=(), **shapes):
+        self.shapes, self.state_shapes = shapes, dict(state_shapes)
+        self.params, self.grads, self.state = {}, {}, {}
+        self.spaces = {}
+
+    def init(self, rng):
+        """Set the first values of `params` and `state`, where they are not 0."""
+
+    def __getstate__(self):  # for copies and pickles, which need none of that memory
+        return vars(self) | {"spaces": {}}
+
+    def space(self, name, x, width=None, dtype=None):
+        """Memory for results (N, width), the same at every step: to get new memory would take longer than to fill it.
+
+        As wide, and of the dtype, as x (N, features) where nothing else is said.
+        """
+        width, dtype = width or x.shape[1], dtype or x.dtype
+        kept = self.spaces.get(name)
+        if kept is None or len(kept) < len(x) or kept.shape[1] != width or kept.dtype != dtype:
+            kept = self.spaces[name] = np.empty((len(x), width), dtype)
+        return kept[: len(x)]
+
+
+class Linear(Layer):
+    """y = x W + b.  x (N, n_in), W (n_in, n_out), b (n_out,), y (N, n_out); without b where bias is False.
+
+    W is drawn from N(0, variance) and b is 0. The variance is 2 / n_in for "he", which keeps that of the signal through
+    ReLUs (He et al. 2015, eq. 10), 2 / (n_in + n_out) for "xavier" (Glorot and Bengio 2010, eq. 12), 1 / n_in for "lecun"
+    (LeCun et al. 1998, sec. 4.6), and scale^2 for "random".
+    """
+
+    def __init__(self, n_in, n_out, init="he", scale=0.01, bias=True):
+        super().__init__(W=(n_in, n_out), **({"b": (n_out,)} if bias else {}))
+        self.variance = {"he": 2 / n_in, "xavier": 2 / (n_in + n_out), "lecun": 1 / n_in, "random": scale**2}[init]
+
+    def init(self, rng):
+        W = self.params["W"]
+        W[...] = rng.standard_normal(W.shape) * np.sqrt(self.variance)
+
+    def forward(self, x, training=False):
+        self.x, W = x, self.params["W"]
+        y = np.matmul(x, W, out=self.space("y", x, W.shape[1]))  # (N, n_in) -> (N, n_out)
+        if "b" in self.params:
+            y += self.params["b"]
+        return y
+
+    def backward(self, dout, input_gradient=True):
+        W = self.params["W"]
+        np.matmul(self.x.T, dout, out=self.grads["W"])  # (n_in, N) @ (N, n_out)
+        if "b" in self.grads:
+            np.sum(dout, axis=0, out=self.grads["b"])
+        return np.matmul(dout, W.T, out=self.space("dx", self.x)) if input_gradient else None  # (N, n_out) -> (N, n_in)
+
+
+class ReLU(Layer):
+    """y = max(x, 0); the gradient at 0 is taken as 0 (Nair and Hinton 2010)."""
+
+    def forward(self, x, training=False):
+        self.mask = np.greater(x, 0, out=self.space("mask", x))  # 0.0 or 1.0: NumPy multiplies floats faster by floats
+        return np.multiply(x, self.mask, out=self.space("y", x))
+
+    def backward(self, dout, input_gradient=True):
+        return np.multiply(dout, self.mask, out=self.space("dx", dout))
+
+
+class LeakyReLU(Layer):
+    """y = x where x > 0, elsewhere x / 100 (Maas et al. 2013)."""
+
+    def forward(self, x, training=False):
+        self.slope = np.where(x > 0, x.dtype.type(1), x.dtype.type(0.01))
+        return np.multiply(x, self.slope, out=self.space("y", x))
+
+    def backward(self, dout, input_gradient=True):
+        return np.multiply(dout, self.slope, out=self.space("dx", dout))
+
+
+class Tanh(Layer):
+    """y = tanh x;  dy/dx = 1 - y^2."""
+
+    def forward(self, x, training=False):
+        self.y = np.tanh(x, out=self.space("y", x))
+        return self.y
+
+    def backward(self, dout, input_gradient=True):
+        slope = np.square(self.y, out=self.space("dx", dout))
+        np.subtract(1, slope, out=slope)
+        return np.multiply(dout, slope, out=slope)
+
+
+class Sigmoid(Layer):
+    """y = 1 / (1 + exp(-x));  dy/dx = y (1 - y)."""
+
+    def forward(self, x, training=False):
+        self.y = sigmoid(x)
+        return self.y
+
+    def backward(self, dout, input_gradient=True):
+        slope = np.subtract(1, self.y, out=self.space("dx", dout))
+        slope *= self.y
+        return np.multiply(dout, slope, out=slope)
+
+
+class GELU(Layer):
+    """y = x P(x), P the normal distribution function, exact (Hendrycks and Gimpel 2016);  dy/dx = P(x) + x P'(x)."""
+
+    def forward(self, x, training=False):
+        from scipy.special import ndtr  # P, which NumPy lacks; SciPy comes with scikit-learn, and loads only for this
+
+        self.x, self.P = x, ndtr(x, out=self.space("P", x))
+        return np.multiply(x, self.P, out=self.space("y", x))
+
+    def backward(self, dout, input_gradient=True):
+        slope = np.square(self.x, out=self.space("dx", dout))
+        slope /= -2
+        np.exp(slope, out=slope)
+        slope *= 1 / math.sqrt(2 * math.pi)  # P'(x), the density
+        slope *= self.x
+        slope += self.P
+        return np.multiply(dout, slope, out=slope)
+
+
+class Dropout(Layer):
+    """Inverted dropout: in training a value is 0 with probability `rate`, else it grows by 1 / (1 - rate).
+
+    In use it changes nothing: the expected value is already that of training (Srivastava et al. 2014, sec. 10).
+    """
+
+    def __init__(self, rate, rng):
+        super().__init__()
+        self.rate, self.rng = rate, rng
+
+    def forward(self, x, training=False):
+        if not training:
+            return x
+        drawn = self.rng.random(out=self.space("drawn", x, dtype=np.float32), dtype=np.float32)
+        self.mask = np.greater_equal(drawn, self.rate, out=self.space("mask", x))
+        self.mask *= 1 / (1 - self.rate)
+        return np.multiply(x, self.mask, out=self.space("y", x))
+
+    def backward(self, dout, input_gradient=True):
+        return np.multiply(dout, self.mask, out=self.space("dx", dout))
+
+
+class BatchNorm(Layer):
+    """y = gamma (x - mean) / sqrt(var + eps) + beta, mean and variance of each column in the batch (Ioffe and Szegedy 2015).
+
+    In use, running means of the training's means and unbiased variances stand in for those of the batch, as in
+    torch.nn.BatchNorm1d; a batch of a single row, which has no variance, leaves them alone. `backward` is that of a forward
+    pass in training.
+    """
+
+    def __init__(self, n, momentum=0.1, eps=1e-5):
+        super().__init__({"mean": (n,), "var": (n,)}, gamma=(n,), beta=(n,))
+        self.momentum, self.eps = momentum, eps
+
+    def init(self, rng):
+        self.params["gamma"][...] = self.state["var"][...] = 1
+
+    def forward(self, x, training=False):
+        n, mean = len(x), x.mean(axis=0) if training else self.state["mean"]
+        self.centred = np.subtract(x, mean, out=self.space("centred", x))
+        var = np.einsum("nd,nd->d", self.centred, self.centred) / n if training else self.state["var"]
+        if training and n > 1:
+            self.state["mean"] += self.momentum * (mean - self.state["mean"])
+            self.state["var"] += self.momentum * (var * (n / (n - 1)) - self.state["var"])
+        self.inverse = 1 / np.sqrt(var + self.eps)
+        # rows are put together first, inverse and gamma here, so that there is less to do for each image
+        y = np.multiply(self.centred, self.inverse * self.params["gamma"], out=self.space("y", x))
+        y += self.params["beta"]
+        return y
+
+    def backward(self, dout, input_gradient=True):
+        n, dgamma, dbeta = len(dout), self.grads["gamma"], self.grads["beta"]
+        np.sum(dout, axis=0, out=dbeta)
+        np.einsum("nd,nd->d", dout, self.centred, out=dgamma)
+        dgamma *= self.inverse
+        # mean and variance depend on x, too: of each column of dout, what lies along 1 and along `centred` is lost
+        dx = np.multiply(self.centred, -self.inverse * dgamma / n, out=self.space("dx", dout))
+        dx -= dbeta / n
+        dx += dout
+        dx *= self.params["gamma"] * self.inverse
+        return dx
+
+
+class LayerNorm(Layer):
+    """y = gamma (x - mean) / sqrt(var + eps) + beta, mean and variance of each row (Ba, Kiros and Hinton 2016)."""
+
+    def __init__(self, n, eps=1e-5):
+        super().__init__(gamma=(n,), beta=(n,))
+        self.eps = eps
+
+    def init(self, rng):
+        self.params["gamma"][...] = 1
+
+    def forward(self, x, training=False):
+        centred = x - x.mean(axis=1, keepdims=True)
+        self.inverse = 1 / np.sqrt((centred**2).mean(axis=1, keepdims=True) + x.dtype.type(self.eps))  # (N, 1)
+        self.normed = centred * self.inverse
+        return self.normed * self.params["gamma"] + self.params["beta"]
+
+    def backward(self, dout, input_gradient=True):
+        np.sum(dout * self.normed, axis=0, out=self.grads["gamma"])
+        np.sum(dout, axis=0, out=self.grads["beta"])
+        dnormed = dout * self.params["gamma"]
+        along = (dnormed * self.normed).mean(axis=1, keepdims=True)  # (N, 1): as in BatchNorm, but by rows
+        return (dnormed - dnormed.mean(axis=1, keepdims=True) - self.normed * along) * self.inverse
+
+
+def sigmoid(x):
+    """1 / (1 + exp(-x)), element by element, through tanh, which cannot overflow."""
+    return (1 + np.tanh(x / 2)) / 2
+
+
+def softmax(logits):
+    """Probabilities (N, C) of logits (N, C); each row's largest logit is taken off first, so that exp cannot overflow."""
+    exp = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return exp / exp.sum(axis=1, keepdims=True)
+
+
+def softmax_cross_entropy(logits, y, smoothing=0.0):
+    """Mean over the batch of -sum_c t_c log softmax(logits)_c, and its gradient: (loss, dlogits (N, C)).
+
+    logits (N, C), y (N,) integers. The target t is 1 - smoothing on the class y, and smoothing / C more on every class
+    (Szegedy et al. 2016, sec. 7). dlogits = (softmax(logits) - t) / N: the only place that divides by N.
+    """
+    images, (n, classes) = np.arange(len(y)), logits.shape
+    shifted = np.array(logits.T, order="C")  # (C, N): NumPy is several times faster down the columns than along short rows
+    shifted -= shifted.max(axis=0)
+    dlogits = np.exp(shifted)
+    total = dlogits.sum(axis=0)
+    log_total = np.log(total)
+    loss = (1 - smoothing) * (log_total - shifted[y, images]).sum()
+    dlogits /= total
+    dlogits[y, images] -= 1 - smoothing
+    if smoothing:
+        loss += smoothing * (log_total - shifted.mean(axis=0)).sum()
+        dlogits -= smoothing / classes
+    dlogits /= n
+    return float(loss) / n, dlogits.T
+
+
+def sigmoid_cross_entropy(logits, y, smoothing=0.0):
+    """Independent sigmoids: binary cross-entropy, summed over the classes, mean over the batch: (loss, dlogits (N, C)).
+
+    Each output answers a question of its own, is it class c or not. With s = sigmoid(logit) and targets t as above,
+    -t log s - (1 - t) log(1 - s) = max(logit, 0) - t logit + log(1 + exp(-|logit|)), which cannot overflow; its gradient
+    is s - t.
+    """
+    targets = np.full_like(logits, smoothing / logits.shape[1])
+    targets[np.arange(len(y)), y] += 1 - smoothing
+    losses = np.maximum(logits, 0) - targets * logits + np.log1p(np.exp(-np.abs(logits)))
+    return float(losses.sum(axis=1).mean()), (sigmoid(logits) - targets) / len(y)
+
+
+ACTIVATIONS = {"relu": ReLU, "leaky_relu": LeakyReLU, "tanh": Tanh, "gelu": GELU, "sigmoid": Sigmoid}
+NORMS = {"batch": BatchNorm, "layer": LayerNorm}
+LOSSES = {"softmax": (softmax_cross_entropy, softmax), "sigmoid": (sigmoid_cross_entropy, sigmoid)}  # and probabilities

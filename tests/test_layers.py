@@ -1,0 +1,133 @@
+"""Properties that hold for any network and any batch (hypothesis draws them), beside check_gradients.py's fixed ones."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings as drawing
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+import data
+import layers
+import mlp_from_scratch as mlp
+import settings
+
+drawing.register_profile("here", deadline=None, derandomize=True, max_examples=60)  # the same examples on every machine
+drawing.load_profile("here")
+
+
+@given(st.lists(st.integers(1, 6), max_size=3), st.integers(1, 9), st.integers(1, 7), st.integers(2, 5),
+       st.sampled_from(["tanh", "gelu", "sigmoid"]), st.sampled_from(["none", "batch", "layer"]),
+       st.sampled_from(sorted(layers.LOSSES)), st.integers(0, 9999))  # fmt: skip
+def test_the_gradient_of_any_network_in_any_direction(hidden, n, features, classes, activation, norm, loss, seed):
+    rng = np.random.default_rng(seed)
+    model = mlp.MLP((features, *hidden, classes), rng, activation=activation, norm=norm, dtype=np.float64)
+    model.params += 0.1 * rng.standard_normal(model.params.shape)
+    X, y = rng.standard_normal((n, features)), rng.integers(0, classes, n)
+    start, direction, h = model.params.copy(), rng.standard_normal(len(model.params)), 1e-6
+
+    def along(t):
+        model.params[:] = start + t * direction
+        return layers.LOSSES[loss][0](model.forward(X, training=True), y, 0.1)
+
+    slope = (along(h)[0] - along(-h)[0]) / (2 * h)
+    model.backward(along(0)[1])
+    assert model.grads @ direction == pytest.approx(slope, rel=1e-4, abs=1e-7)
+
+
+@given(st.integers(1, 40), st.integers(1, 50), st.sampled_from(["none", "layer"]), st.integers(0, 9999))
+def test_pieces_of_any_size_give_the_same_logits(n, batch_size, norm, seed):
+    rng = np.random.default_rng(seed)
+    model = mlp.MLP((5, 4, 3), rng, norm=norm, dtype=np.float64)
+    X = rng.standard_normal((n, 5))
+    whole = model.forward(X).copy()
+    assert np.allclose(model.logits(X, batch_size), whole, rtol=1e-12, atol=1e-14)
+
+
+@given(st.integers(1, 30), st.integers(1, 40), st.sampled_from(["none", "batch", "layer"]))
+def test_any_batch_size_trains_on_every_image_once_an_epoch(n, batch_size, norm):
+    s = settings.load(mlp, hidden=(4,), norm=norm, batch_size=max(batch_size, 2), epochs=2)  # a last batch of 1 remains
+    rng = np.random.default_rng(0)
+    X, y = rng.random((n, 6), dtype=np.float32), np.arange(n) % 3
+    rows = []
+    training = mlp.Training(*mlp.build(6, 3, s), s, n)
+    training.run(X, y, X, y, rows.append)
+    assert training.optimizer.t == 2 * -(-n // s.batch_size)
+    assert np.isfinite(training.model.params).all()
+    assert np.isfinite([row["train_loss"] for row in rows]).all()
+
+
+@given(arrays(np.float32, st.tuples(st.integers(1, 6), st.integers(2, 6)), elements=st.floats(-1e4, 1e4, width=32)),
+       st.sampled_from(sorted(layers.LOSSES)), st.sampled_from([0.0, 0.1]), st.data())  # fmt: skip
+def test_extreme_logits(logits, loss, smoothing, data):
+    y = np.array(data.draw(st.lists(st.integers(0, logits.shape[1] - 1), min_size=len(logits), max_size=len(logits))))
+    kept = logits.copy()
+    function, probabilities = layers.LOSSES[loss]
+    with np.errstate(over="raise", divide="raise", invalid="raise"):
+        value, dlogits = function(logits, y, smoothing)
+        p = probabilities(logits)
+    assert np.isfinite(value)
+    assert value >= -1e-6
+    assert np.isfinite(dlogits).all()
+    assert np.abs(dlogits).max() <= 1 / len(y) + 1e-6  # a probability minus a target
+    assert ((p >= 0) & (p <= 1)).all()
+    assert np.array_equal(logits, kept)
+    if loss == "softmax":
+        assert np.allclose(p.sum(axis=1), 1, atol=1e-5)
+        assert np.allclose(dlogits.sum(axis=1), 0, atol=1e-5)
+
+
+@given(st.sampled_from(["none", "standard", "pixel"]), st.sampled_from(["none", *layers.NORMS]), st.floats(0, 1, width=32))
+def test_constant_pixels(how, norm, value):
+    X = np.random.default_rng(0).random((20, 3, 3), dtype=np.float32)
+    X[:, 0] = value  # a row of pixels that is the same in all images
+    mean, std = data.normalisation(X, how)
+    rows = mlp.standardised(X, mean, std)
+    assert np.isfinite(rows).all()
+    s = settings.load(mlp, hidden=(4,), norm=norm, batch_size=8, epochs=2)
+    with np.errstate(all="raise", under="ignore"):
+        model, history = mlp.train(rows, np.arange(20) % 3, rows, np.arange(20) % 3, 3, s, lambda row: None)
+    assert np.isfinite(model.params).all()
+    assert np.isfinite(history["val_loss"]).all()
+
+
+@given(st.integers(0, 4), st.sampled_from(sorted(layers.LOSSES)))
+def test_a_class_missing_from_the_data(missing, loss):
+    rng = np.random.default_rng(missing)
+    y = rng.choice([label for label in range(5) if label != missing], 60)
+    X = rng.random((60, 6), dtype=np.float32)
+    s = settings.load(mlp, hidden=(8,), loss=loss, batch_size=20, epochs=60, average=0.0, label_smoothing=0.0)
+    model, _ = mlp.train(X, y, X, y, 5, s, lambda row: None)
+    assert layers.LOSSES[loss][1](model.logits(X))[:, missing].max() < 0.2
+    assert np.isfinite(model.params).all()
+
+
+@pytest.mark.parametrize("make", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_of_a_network_goes_on_learning(make):
+    rng = np.random.default_rng(0)
+    X, y = rng.random((40, 6), dtype=np.float32), np.arange(40) % 3
+    s = settings.load(mlp, hidden=(4,), epochs=2, batch_size=8)
+    training = mlp.Training(*mlp.build(6, 3, s), s, 40)
+    training.run(X, y, X, y, lambda row: None)
+    again = make(training)
+    for one in (training, again):
+        one.s.epochs = 4
+        one.rates = [0.01] * 4 * one.steps
+        one.run(X, y, X, y, lambda row: None)
+    assert again.model.params is not training.model.params
+    assert np.array_equal(again.model.params, training.model.params)
+    assert np.array_equal(again.model.logits(X), training.model.logits(X))
+    assert all(np.shares_memory(view, again.model.params) for name, view in again.model.views.items() if "W" in name)
+
+
+@pytest.mark.parametrize(("X", "y", "said"), [
+    (np.zeros((5, 3), np.float32), np.zeros(4, int), "X has 5 rows and y has 4"),
+    (np.array([[0, 1], [np.nan, 1], [0, np.inf]], np.float32), np.zeros(3, int), "in 2 of 3 rows, the first of them 1"),
+])  # fmt: skip
+def test_data_that_cannot_be_trained_on(X, y, said):
+    s = settings.load(mlp, hidden=(4,), epochs=1, batch_size=2)
+    with pytest.raises(ValueError, match=said):
+        mlp.train(X, y, X[:2], y[:2], 3, s, lambda row: None)
