@@ -428,10 +428,18 @@ def run(s):
                   "doctor.png": plots.doctor(training.doctor.history, training.doctor.names, title)})  # fmt: skip
         run.save(plots.evaluation(images.test.X, images.test.y, test_probabilities, images.classes, title))
         test_accuracy = accuracy(logits, images.test.y)
-        early = {"best_epoch": training.best_epoch} if s.patience else {}
-        return run.finish({name: (val_accuracy, test_accuracy)}, dataset=images.name, model=name, **images.sizes,
-                          val_accuracy=val_accuracy, test_accuracy=test_accuracy, test_loss=test_loss,
-                          parameters=len(model.params), **early)  # fmt: skip
+        table, more = {name: (val_accuracy, test_accuracy)}, {}
+        if s.flip:  # what it learnt from mirrored images can be asked of them, too: a second opinion of the same network
+            both = [accuracy((model.logits(rows) + model.logits(standardised(part.X[:, :, ::-1], mean, std))) / 2, part.y)
+                    for rows, part in ((X_val, images.val), (X_test, images.test))]  # fmt: skip
+            table["  mean with the mirrored image's"] = both
+            more = dict(zip(("val_accuracy_mirrored", "test_accuracy_mirrored"), both, strict=True))
+        if s.patience:
+            more["best_epoch"] = training.best_epoch
+        *_, calibration_error = plots.calibration(images.test.y, test_probabilities)
+        return run.finish(table, dataset=images.name, model=name, **images.sizes, val_accuracy=val_accuracy,
+                          test_accuracy=test_accuracy, test_loss=test_loss, test_calibration_error=calibration_error,
+                          parameters=len(model.params), **more)  # fmt: skip
 
 
 def main(argv=None):

@@ -14,6 +14,7 @@ from conftest import ROOT, command, environment, one_line
 from test_optimizers import TWINS, relative
 
 import data
+import doctor
 import layers
 import mlp_from_scratch as mlp
 import runs
@@ -257,6 +258,15 @@ def test_streams_are_independent(digits):
     assert np.array_equal(*orders)
 
 
+def test_training_stays_in_float32(digits):
+    X, y = digits.train.X[:100].reshape(100, -1), digits.train.y[:100]
+    model = mlp.MLP((784, 8, 10), np.random.default_rng(0), norm="batch")
+    training = training_of(model, 100, epochs=1, l1=1e-4, l2=1e-4, weight_decay=0.1, clip_norm=0.1, average=0.9)
+    training.run(X, y, X, y, lambda row: None)
+    arrays = [*training.arrays().values(), *(dW for _, dW in model.weights), *model.layers[0].spaces.values()]
+    assert {array.dtype for array in arrays} == {np.dtype(np.float32)}
+
+
 @pytest.mark.parametrize("name", ["momentum", "adam"])
 def test_ten_training_steps_beside_a_torch_twin(name, digits):
     X, y = digits.train.X.reshape(-1, 784), digits.train.y
@@ -430,6 +440,51 @@ def test_killed_and_resumed_it_ends_as_if_never_stopped(run_script, tmp_path):
     assert tables[0] == tables[1]
     one, two = (json.loads((tmp_path / folder / "metrics.json").read_text()) for folder in ("whole", "killed"))
     assert one["test_accuracy"] == two["test_accuracy"]
+
+
+@pytest.mark.parametrize("options", [
+    {"schedule": "one_cycle", "warmup": 0.3, "input_dropout": 0.2, "dropout": 0.1, "average": 0.9, "norm": "batch"},
+    {"optimizer": "nesterov", "schedule": "step", "learning_rate": 0.02, "norm": "layer", "clip_norm": 0.5},
+    {"optimizer": "rmsprop", "schedule": "plateau", "patience": 2, "l1": 1e-5, "l2": 1e-4, "loss": "sigmoid"},
+    {"optimizer": "momentum", "schedule": "exponential", "learning_rate": 0.02, "patience": 4, "average": 0.99},
+    {"optimizer": "sgd", "schedule": "cosine", "learning_rate": 0.1, "activation": "tanh", "hidden": ()},
+])  # fmt: skip
+def test_taken_up_after_any_epoch_it_ends_the_same(options, digits, tmp_path):
+    X_val = digits.val.X.reshape(-1, 784)
+    s = settings.load(mlp, **({"hidden": (16, 8), "epochs": 5, "batch_size": 50} | options))
+
+    def fresh():
+        training = mlp.Training(*mlp.build(784, 10, s), s, len(digits.train.X))
+        training.doctor = doctor.Doctor(training.model, X_val[:100])
+        return training
+
+    def go_on(training, keep=lambda: None):
+        def augmented(x):
+            return data.augment(x, training.rng["augment"], flip=True, shift=1, erase=3).reshape(len(x), -1)
+
+        training.run(digits.train.X, digits.train.y, X_val, digits.val.y, lambda row: None, keep, augmented)
+        training.history.pop("seconds")
+
+    whole = fresh()
+    go_on(whole, lambda: runs.save_weights(tmp_path / f"{whole.epoch}.safetensors", whole.arrays(), whole.about()))
+    for epoch in range(1, whole.epoch + 1):  # after the last one, too: the run that was stopped while it drew its figures
+        again = fresh()
+        again.take_up(*runs.load_weights(tmp_path / f"{epoch}.safetensors"))
+        go_on(again)
+        assert np.array_equal(again.model.params, whole.model.params), epoch
+        assert np.array_equal(again.model.state, whole.model.state)
+        assert again.history == whole.history
+        assert again.doctor.history == whole.doctor.history
+
+
+def test_a_finished_run_is_finished_again(run_script, tmp_path):
+    flags = ("--dataset", "digits", "--quick", "--hidden", 8, "--output-dir", "run")
+    assert run_script("mlp_from_scratch", *flags).returncode == 0
+    before = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert run_script("mlp_from_scratch", "--resume", "run").returncode == 0
+    after = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert [after[key] for key in ("test_accuracy", "val_accuracy", "test_loss")] == [
+        before[key] for key in ("test_accuracy", "val_accuracy", "test_loss")]  # fmt: skip
 
 
 def test_what_cannot_be_resumed(run_script, tmp_path):
