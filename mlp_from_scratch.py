@@ -443,7 +443,7 @@ def run(s):
 
 
 def main(argv=None):
-    runs.over_seeds(run, settings.parse(sys.modules[__name__], data, runs, argv=argv))
+    runs.over_seeds("mlp_from_scratch", run, settings.parse(sys.modules[__name__], data, runs, argv=argv))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@
 """
 
 import contextlib
-import copy
 import csv
 import importlib.metadata
 import io
@@ -74,6 +73,30 @@ def whole(path):
         part.unlink(missing_ok=True)
 
 
+def new_folder(script, settings):
+    """Make the folder settings["output_dir"], or runs/<script>/<date_time>, with settings.json; returns its path.
+
+    An earlier run there is moved aside whole. Raises RunError.
+    """
+    now = time.strftime("%Y-%m-%d_%H-%M-%S")
+    path = Path(settings["output_dir"] or Path("runs", script, now))
+    try:
+        if path.resolve() in (Path.cwd(), *Path.cwd().parents):
+            raise RunError(f"--output-dir {path}: is the folder that you are in, or above it; name one of its own")
+        while not settings["output_dir"] and path.exists():  # another run of this second
+            path = path.with_name(path.name + "_")
+        if (path / "settings.json").exists():
+            aside = path.with_name(f"{path.name}.before_{now}")
+            path.rename(aside)
+            print(f"an earlier run was here; it is now in {aside}")
+        path.mkdir(parents=True, exist_ok=True)
+        with whole(path / "settings.json") as part:
+            part.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise RunError(f"cannot write to {path}: {error.strerror}; choose another --output-dir") from None
+    return path
+
+
 class Run:
     """The folder of one run, made on entering; `with Run("mlp_from_scratch", settings) as run: ...`
 
@@ -88,23 +111,11 @@ class Run:
             self.path = Path(settings.resume)
             rows = zip(*(history[column] for column in COLUMNS), strict=True)
             self.histories["history.csv"] = [rounded(dict(zip(COLUMNS, row, strict=True))) for row in rows]
+            for part in self.path.glob(".*.*"):  # what a process that was killed was just writing
+                part.unlink()
             self.write_history("history.csv")  # which may be behind the checkpoint by an epoch, or before
             return
-        now = time.strftime("%Y-%m-%d_%H-%M-%S")
-        self.path = Path(settings.output_dir or Path("runs", script, now))
-        try:
-            if self.path.resolve() in (Path.cwd(), *Path.cwd().parents):
-                raise RunError(f"--output-dir {self.path}: is the folder that you are in, or above it; name one of its own")
-            while not settings.output_dir and self.path.exists():  # another run of this second
-                self.path = self.path.with_name(self.path.name + "_")
-            if (self.path / "settings.json").exists():
-                aside = self.path.with_name(f"{self.path.name}.before_{now}")
-                self.path.rename(aside)
-                print(f"an earlier run was here; it is now in {aside}")
-            self.path.mkdir(parents=True, exist_ok=True)
-            self.save({"settings.json": json.dumps(self.settings, indent=2) + "\n"})
-        except OSError as error:
-            raise RunError(f"cannot write to {self.path}: {error.strerror}; choose another --output-dir") from None
+        self.path = new_folder(script, self.settings)
 
     def __enter__(self):
         values = "  ".join(f"{name}={value!r}".replace(", ", ",") for name, value in self.settings.items())
@@ -153,7 +164,7 @@ class Run:
         of this sitting where a run was resumed.
         """
         metrics |= {"seconds": round(time.perf_counter() - self.start, 1), "settings": self.settings}
-        metrics |= {"command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]), **surroundings()}
+        metrics |= {"command": command_line(), **surroundings()}
         self.save({"metrics.json": json.dumps(metrics, indent=2, allow_nan=False) + "\n"})
         width = max(len(name) for name in [metrics["dataset"], *table]) + 2
         print(f"\n{metrics['dataset']:<{width}}  validation      test")
@@ -162,38 +173,44 @@ class Run:
         if self.settings.get("quick"):
             print("\nA quick tour on a subset: these figures are only a tour's; the real ones come without --quick.")
         print(f"\n{metrics['dataset']}, {metrics['seconds']:.0f} s; figures, weights and metrics.json are in\n{self.path}")
-        return metrics | {"folder": str(self.path)}
+        return metrics
 
 
-def over_seeds(run, s):
-    """run(s), or one for each of s.seeds seeds from s.seed on, which share the folder of the first. Returns the metrics.
+def over_seeds(script, run, s):
+    """run(s), or with s.seeds > 1 a run for each seed from s.seed on, in FOLDER/seed_0 and so on. Returns the metrics.
 
-    metrics.json there then has, of each number that differs, the mean, the standard deviation (NAME_std, with n - 1) and
-    under "by_seed" the single values; further seeds have folders of their own in it, seed_1 and so on.
+    FOLDER/metrics.json then has of every result its mean, its standard deviation (NAME_std, with n - 1) and, under
+    "by_seed", the single values. Taken up with --resume, it goes on with the seed at which it was stopped.
     """
     if s.seeds == 1:
         return run(s)
-    if s.resume:
-        raise RunError("--resume takes up one run: name the folder of a single seed, with --seeds 1")
-    every = [run(copy.copy(s))]
-    folder = Path(every[0].pop("folder"))
-    for seed in range(s.seed + 1, s.seed + s.seeds):
-        print(f"\nseed {seed}, {seed - s.seed + 1} of {s.seeds}")
-        own = vars(s) | {"seed": seed, "seeds": 1, "output_dir": str(folder / f"seed_{seed}")}
-        every.append(run(SimpleNamespace(**own)))
-    metrics, by_seed = dict(every[0]), {}
-    for name, value in every[0].items():
-        values = [one[name] for one in every]
-        if isinstance(value, (int, float)) and len(set(values)) > 1:
-            by_seed[name] = values
-            metrics |= {name: statistics.fmean(values), f"{name}_std": statistics.stdev(values)}
-    metrics |= {"seeds": list(range(s.seed, s.seed + s.seeds)), "by_seed": by_seed}
+    folder = Path(s.resume) if s.resume else new_folder(script, vars(s))
+    every = []
+    for number, seed in enumerate(range(s.seed, s.seed + s.seeds), 1):
+        path = folder / f"seed_{seed}"
+        print(f"\nseed {seed}, {number} of {s.seeds}" + (": done before" if (path / "metrics.json").exists() else ""))
+        if not (path / "metrics.json").exists():
+            begun = str(path) if (path / "settings.json").exists() else ""
+            run(SimpleNamespace(**vars(s) | {"seed": seed, "seeds": 1, "output_dir": str(path), "resume": begun}))
+        every.append(json.loads((path / "metrics.json").read_text(encoding="utf-8")))
+    first = every[0]
+    results = [name for name, value in first.items() if isinstance(value, float)]  # sizes are whole numbers
+    by_seed = {name: [one[name] for one in every] for name in results}
+    metrics = first | {name: statistics.fmean(values) for name, values in by_seed.items()}
+    metrics |= {f"{name}_std": statistics.stdev(values) for name, values in by_seed.items()}
+    metrics |= {"seeds": list(range(s.seed, s.seed + s.seeds)), "by_seed": by_seed, "settings": vars(s)}
+    metrics |= {"command": command_line(), **surroundings()}
     with whole(folder / "metrics.json") as part:
         part.write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n", encoding="utf-8", newline="\n")
     print(f"\n{s.seeds} seeds, mean and standard deviation:")
     for name in ("val_accuracy", "test_accuracy"):
-        print(f"{name:<14}{metrics[name]:8.2%} +- {100 * metrics.get(f'{name}_std', 0):.2f}")
-    return metrics | {"folder": str(folder)}
+        print(f"{name:<14}{metrics[name]:8.2%} +- {100 * metrics[f'{name}_std']:.2f}")
+    print(f"\n{metrics['dataset']}; metrics.json is in\n{folder}")
+    return metrics
+
+
+def command_line():
+    return shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def rounded(row):

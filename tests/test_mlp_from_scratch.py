@@ -373,23 +373,32 @@ def test_a_last_step_that_diverges(run_script, tmp_path):
     assert not list(tmp_path.glob("runs/*/*/metrics.json"))
 
 
-def test_several_seeds_share_a_folder(run_script, tmp_path):
-    flags = ("--dataset", "digits", "--epochs", 2, "--hidden", 8, "--output-dir", "out")
-    done = run_script("mlp_from_scratch", *flags, "--seed", 3, "--seeds", 3)
+def test_several_seeds(run_script, tmp_path):
+    flags = ("--dataset", "digits", "--epochs", 2, "--hidden", 8)
+    done = run_script("mlp_from_scratch", *flags, "--seed", 3, "--seeds", 3, "--output-dir", "out")
     assert (done.returncode, done.stderr) == (0, "")
     assert "3 seeds, mean and standard deviation:" in done.stdout
-    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
-    single = [json.loads((tmp_path / "out" / folder / "metrics.json").read_text()) for folder in ("seed_4", "seed_5")]
-    alone = run_script("mlp_from_scratch", *flags[:-1], "alone", "--seed", 3)
-    assert alone.returncode == 0
-    single.insert(0, json.loads((tmp_path / "alone/metrics.json").read_text()))
+    folder = tmp_path / "out"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    single = [json.loads((folder / f"seed_{seed}" / "metrics.json").read_text()) for seed in (3, 4, 5)]
     values = [one["test_accuracy"] for one in single]
-    assert metrics["seeds"] == [3, 4, 5]
+    assert metrics["seeds"] == [3, 4, 5] == [one["settings"]["seed"] for one in single]
     assert metrics["by_seed"]["test_accuracy"] == values
     assert metrics["test_accuracy"] == pytest.approx(np.mean(values))
     assert metrics["test_accuracy_std"] == pytest.approx(np.std(values, ddof=1))
-    assert [one["settings"]["seed"] for one in single] == [3, 4, 5]
-    assert "name the folder of a single seed" in one_line(run_script("mlp_from_scratch", "--resume", "out"), 1)
+    assert run_script("mlp_from_scratch", *flags, "--seed", 4, "--output-dir", "alone").returncode == 0
+    alone = json.loads((tmp_path / "alone/metrics.json").read_text())
+    assert (alone["test_accuracy"], alone["test_loss"]) == (single[1]["test_accuracy"], single[1]["test_loss"])
+
+    (folder / "metrics.json").unlink()  # as if it had been killed in its second seed, and before its third
+    (folder / "seed_4/metrics.json").unlink()
+    for path in (folder / "seed_5").iterdir():
+        path.unlink()
+    done = run_script("mlp_from_scratch", "--resume", "out")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "seed 3, 1 of 3: done before" in done.stdout
+    again = json.loads((folder / "metrics.json").read_text())
+    assert again["by_seed"]["test_loss"] == metrics["by_seed"]["test_loss"]
 
 
 def test_each_epoch_visits_every_image_once_in_another_order(digits):
