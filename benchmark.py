@@ -101,7 +101,7 @@ def torch_tutorial(X, y, hidden, batch_size):
 def scikit_learn(X, y, hidden, batch_size):
     from sklearn.neural_network import MLPClassifier
 
-    classifier = MLPClassifier(hidden, batch_size=batch_size)  # Adam at 0.001 is its default
+    classifier = MLPClassifier(hidden, batch_size=batch_size, alpha=0)  # Adam at 0.001 is its default
     return lambda: classifier.partial_fit(X, y, classes=np.arange(10)), lambda: classifier.predict(X)
 
 
@@ -120,7 +120,7 @@ def products(X, y, hidden, batch_size):
                 np.matmul(x[i].T, x[i + 1], out=dW[i])
                 if i:
                     np.matmul(x[i + 1], W[i].T, out=x[i])
-            for one in x:
+            for one in x[1:]:
                 one.fill(1)  # else they would grow from step to step, to infinity
 
     return epoch, None
@@ -157,7 +157,8 @@ def compare(X, y, sides, rounds, hidden=HIDDEN, batch_size=BATCH_SIZE):
 def alone(name, s):
     """{"seconds": from the start of a process of its own to its first epoch's end, "mebibytes": its peak memory}."""
     start = time.perf_counter()
-    command = [sys.executable, __file__, "mlp", "--alone", name, "--threads", str(s.threads), "--data-dir", s.data_dir]
+    command = [sys.executable, __file__, "mlp", "--alone", name, "--threads", str(s.threads), "--data-dir", s.data_dir,
+               "--dataset", s.dataset, "--split-seed", str(s.split_seed)]  # fmt: skip
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     seconds = time.perf_counter() - start
     if result.returncode:
@@ -179,7 +180,7 @@ def peak_memory():
 
 def images(s):
     """The training images (N, 784) and labels (N,), all of them in memory."""
-    train = data.load(data_dir=s.data_dir, offline_fallback=False).train
+    train = data.load(s.dataset, s.data_dir, s.offline_fallback, s.split_seed).train
     return np.ascontiguousarray(train.X.reshape(len(train.X), -1)), train.y
 
 

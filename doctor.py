@@ -9,24 +9,24 @@ import numpy as np
 
 from layers import ACTIVATIONS, Linear
 
-DEAD, LONG, VANISHING = 0.25, 0.1, 1e-4  # from here on it speaks; a usual step is 0.001 long (Stanford's CS231n, notes)
+DEAD, LONG, VANISHING = 0.25, 0.1, 1e-3  # from here on it speaks; a usual step is 0.001 long (Stanford's CS231n, notes)
 
 
 class Doctor:
-    """Looks at `model` with the images X (N, features) after each epoch.
+    """Looks at `model`, which is trained with the settings `s`, by the images X (N, features) after each epoch.
 
-    `history` is {"epoch": [...], "dead": [...], "gradient_norm": [...], "update_ratio": [...]}; but for the epochs, a list
-    by layer ("hidden 1", ..., "output") of each: the share of neurons that put out the same for every image, so that
-    nothing can be learnt through them (of hidden layers only); the length of the weights' gradient in the epoch's last
-    step; and the length of that step relative to the weights'.
+    `history` is {"epoch": [...], "dead": [...], "gradient_norm": [...], "update_ratio": [...], "not_finite": [...]}; but for
+    the epochs, a list by layer ("hidden 1", ..., "output") of each: the share of neurons that put out the same for every
+    image, so that nothing can be learnt through them (hidden layers only); the length of the weights' gradient in the
+    epoch's last step; that step's length relative to the weights'; how many weights and gradients are not finite.
     """
 
-    def __init__(self, model, X):
-        self.model, self.X = model, X
+    def __init__(self, model, X, s):
+        self.model, self.X, self.s = model, X, s
         self.linear = [layer for layer in model.layers if isinstance(layer, Linear)]
         self.names = [*(f"hidden {i + 1}" for i in range(len(self.linear) - 1)), "output"]
-        self.history = {"epoch": [], "dead": [], "gradient_norm": [], "update_ratio": []}
-        self.advised = set()  # each complaint is made once
+        self.history = {"epoch": [], "dead": [], "gradient_norm": [], "update_ratio": [], "not_finite": []}
+        self.advised = []  # each complaint is made once
         self.before = None
 
     def before_step(self):
@@ -35,28 +35,45 @@ class Doctor:
 
     def examine(self, epoch, rate):
         """Look at the epoch whose last step, at the learning rate `rate`, is just done: a list of lines of advice."""
-        weights = [layer.params["W"] for layer in self.linear]
-        norms = [length(layer.grads["W"]) for layer in self.linear]
+        weights, grads = ([vars(layer)[of]["W"] for layer in self.linear] for of in ("params", "grads"))
+        norms = [length(dW) for dW in grads]
         steps = [length(W - before) / max(length(before), 1e-30) for W, before in zip(weights, self.before, strict=True)]
         dead = [float(np.mean(np.ptp(x, axis=0) <= 1e-6 * np.abs(x).max())) for x in activations(self.model, self.X)]
-        for column, values in zip(self.history, (epoch, dead, norms, steps), strict=True):
+        lost = [int(np.count_nonzero(~np.isfinite(W)) + np.count_nonzero(~np.isfinite(dW)))
+                for W, dW in zip(weights, grads, strict=True)]  # fmt: skip
+        for column, values in zip(self.history, (epoch, dead, norms, steps, lost), strict=True):
             self.history[column].append(values)
 
         advice = {}
         for name, share in zip(self.names, dead, strict=False):
             if share >= DEAD:
-                advice[name, "dead"] = (f"{share:.0%} of the neurons of {name} are dead, the same for every image: a lower "
-                                        "--learning-rate, --norm batch or --activation leaky_relu prevents it")  # fmt: skip
+                advice[f"{name} dead"] = (f"{share:.0%} of the neurons of {name} are dead, the same for every image: "
+                                          f"{self.remedies(norm='batch', activation='leaky_relu')}")  # fmt: skip
         for name, step in zip(self.names, steps, strict=True):
             if step >= LONG:
-                advice[name, "long"] = (f"a step changes the weights of {name} by {step:.0%} (0.1 % is usual): lower "
-                                        f"--learning-rate, now {rate:g}, or set --clip-norm 1")  # fmt: skip
+                advice[f"{name} long"] = (f"a step changes the weights of {name} by {step:.0%} (0.1 % is usual), at "
+                                          f"learning rate {rate:g}: {shorter(self.s)}")  # fmt: skip
         if norms[0] < VANISHING * norms[-1]:
-            advice["vanishing"] = (f"the gradient vanishes: {norms[0]:.1e} long at {self.names[0]}, {norms[-1]:.1e} at the "
-                                   "output; --activation relu, --norm batch or --init he keeps it up")  # fmt: skip
+            advice["vanishing"] = (f"the gradient vanishes on its way back, {norms[-1]:.1e} long at the output, "
+                                   f"{norms[0]:.1e} at {self.names[0]}: "
+                                   f"{self.remedies(activation='relu', norm='batch', init='he')}")  # fmt: skip
+        if np.ptp(self.model.logits(self.X).argmax(axis=1)) == 0:
+            advice["one class"] = ("every image is put into the same class: nothing is learnt yet; if it stays so, try "
+                                   f"another --learning-rate than {self.s.learning_rate:g}, or --init")  # fmt: skip
         new = [line for about, line in advice.items() if about not in self.advised]
-        self.advised |= advice.keys()
+        self.advised += [about for about in advice if about not in self.advised]
         return [f"doctor, epoch {epoch}: {line}" for line in new]
+
+    def remedies(self, **values):
+        """Those of the settings, as flags, that are not so already."""
+        flags = [f"--{name} {value}" for name, value in values.items() if getattr(self.s, name) != value]
+        return "try " + ", ".join([*flags, "a lower --learning-rate"])
+
+
+def shorter(s):
+    """What makes steps shorter: clipping does not for optimisers that divide by the gradient's size."""
+    clip = s.optimizer in ("sgd", "momentum", "nesterov") and not s.clip_norm
+    return "lower --learning-rate" + (", or set --clip-norm 1" if clip else "")
 
 
 def length(x):
@@ -75,12 +92,12 @@ def activations(model, X):
 
 
 def distributions(model, X, y, loss):
-    """({"hidden 1": activations, ...}, {"hidden 1": gradients of the weights, ...}): flat samples, of X (N, features)."""
-    model = copy.deepcopy(model)  # a pass as in training moves its running means
-    names = Doctor(model, X).names
+    """(activations, gradients of the weights) for X (N, features), y (N,), flat samples: {"hidden 1": array, ...} each."""
     outputs = [sample(x) for x in activations(model, X)]
+    model = copy.deepcopy(model)  # a pass as in training moves its running means
     model.backward(loss(model.forward(X, training=True), y)[1])
     gradients = [sample(dW) for _, dW in model.weights]
+    names = [*(f"hidden {i + 1}" for i in range(len(outputs))), "output"]
     return dict(zip(names, outputs, strict=False)), dict(zip(names, gradients, strict=True))
 
 
@@ -93,11 +110,17 @@ def cause(model, x):
     """Where in the network numbers stop being finite for the batch x (N, features), in words."""
     if not np.isfinite(x).all():
         return "the images themselves hold values that are not finite"
-    for name, view in model.views.items():
-        if not np.isfinite(view).all():
-            return f"{name} of the weights is no longer finite"
-    for number, layer in enumerate(model.layers):
+    linear = [layer for layer in model.layers if isinstance(layer, Linear)]
+    name, largest = "", 0.0
+    for layer in model.layers:
+        if layer in linear:
+            number = linear.index(layer) + 1
+            name = "output" if number == len(linear) else f"hidden {number}"
+        for value in layer.params.values():
+            if not np.isfinite(value).all():
+                return f"the weights of {name} are no longer finite"
+            largest = max(largest, float(np.abs(value).max()))
         x = layer.forward(x)
         if not np.isfinite(x).all():
-            return f"the output of layer {number} ({type(layer).__name__}) overflows"
-    return "the weights are finite, the loss is not"
+            return f"what {type(layer).__name__} of {name} puts out is no longer finite; the largest weight is {largest:.1e}"
+    return f"the logits are finite, their loss is not; the largest weight is {largest:.1e}"

@@ -8,10 +8,11 @@ import numpy as np
 class Layer:
     """What the network asks of a layer.
 
-    `forward(x, training)` keeps what `backward(dout)` needs; `backward` fills `grads` and returns the gradient with respect
-    to x. Neither changes its argument or a parameter. What they return is memory of the layer's own, which its next call
-    overwrites. `shapes` are those of the parameters, `state_shapes` those of what is learnt without gradients; the network
-    sets `params`, `grads` and `state`, {name: view into one of its flat vectors}.
+    `forward(x, training)` in training keeps what `backward(dout)` needs, which fills `grads` and returns the gradient with
+    respect to x. Neither changes its argument or a parameter. What they return in training is memory of the layer's own,
+    which its next call overwrites; in use, `forward` leaves no trace, and may run in several threads at once. `shapes` are
+    those of the parameters, `state_shapes` those of what is learnt without gradients; the network sets `params`, `grads` and
+    `state`, {name: view into one of its flat vectors}.
     """
 
     def __init__(self, state_shapes=(), **shapes):
@@ -22,8 +23,9 @@ class Layer:
     def init(self, rng):
         """Set the first values of `params` and `state`, where they are not 0."""
 
-    def __getstate__(self):  # for copies and pickles, which need none of that memory
-        return vars(self) | {"spaces": {}}
+    def __getstate__(self):  # copies and pickles need no images and results of the last batch; the network links the rest
+        kept = {name: value for name, value in vars(self).items() if not isinstance(value, np.ndarray)}
+        return kept | {"params": {}, "grads": {}, "state": {}, "spaces": {}}
 
     def space(self, name, x, width=None, dtype=None):
         """Memory for results (N, width), the same at every step: to get new memory would take longer than to fill it.
@@ -54,8 +56,10 @@ class Linear(Layer):
         W[...] = rng.standard_normal(W.shape) * np.sqrt(self.variance)
 
     def forward(self, x, training=False):
-        self.x, W = x, self.params["W"]
-        y = np.matmul(x, W, out=self.space("y", x, W.shape[1]))  # (N, n_in) -> (N, n_out)
+        W = self.params["W"]
+        if training:
+            self.x = x
+        y = np.matmul(x, W, out=self.space("y", x, W.shape[1]) if training else None)  # (N, n_in) -> (N, n_out)
         if "b" in self.params:
             y += self.params["b"]
         return y
@@ -72,6 +76,8 @@ class ReLU(Layer):
     """y = max(x, 0); the gradient at 0 is taken as 0 (Nair and Hinton 2010)."""
 
     def forward(self, x, training=False):
+        if not training:
+            return np.maximum(x, 0)
         self.mask = np.greater(x, 0, out=self.space("mask", x))  # 0.0 or 1.0: NumPy multiplies floats faster by floats
         return np.multiply(x, self.mask, out=self.space("y", x))
 
@@ -83,6 +89,8 @@ class LeakyReLU(Layer):
     """y = x where x > 0, elsewhere x / 100 (Maas et al. 2013)."""
 
     def forward(self, x, training=False):
+        if not training:
+            return np.where(x > 0, x, x * 0.01)
         self.slope = np.where(x > 0, x.dtype.type(1), x.dtype.type(0.01))
         return np.multiply(x, self.slope, out=self.space("y", x))
 
@@ -94,6 +102,8 @@ class Tanh(Layer):
     """y = tanh x;  dy/dx = 1 - y^2."""
 
     def forward(self, x, training=False):
+        if not training:
+            return np.tanh(x)
         self.y = np.tanh(x, out=self.space("y", x))
         return self.y
 
@@ -107,8 +117,10 @@ class Sigmoid(Layer):
     """y = 1 / (1 + exp(-x));  dy/dx = y (1 - y)."""
 
     def forward(self, x, training=False):
-        self.y = sigmoid(x)
-        return self.y
+        y = sigmoid(x)
+        if training:
+            self.y = y
+        return y
 
     def backward(self, dout, input_gradient=True):
         slope = np.subtract(1, self.y, out=self.space("dx", dout))
@@ -122,6 +134,8 @@ class GELU(Layer):
     def forward(self, x, training=False):
         from scipy.special import ndtr  # P, which NumPy lacks; SciPy comes with scikit-learn, and loads only for this
 
+        if not training:
+            return x * ndtr(x)
         self.x, self.P = x, ndtr(x, out=self.space("P", x))
         return np.multiply(x, self.P, out=self.space("y", x))
 
@@ -161,8 +175,7 @@ class BatchNorm(Layer):
     """y = gamma (x - mean) / sqrt(var + eps) + beta, mean and variance of each column in the batch (Ioffe and Szegedy 2015).
 
     In use, running means of the training's means and unbiased variances stand in for those of the batch, as in
-    torch.nn.BatchNorm1d; a batch of a single row, which has no variance, leaves them alone. `backward` is that of a forward
-    pass in training.
+    torch.nn.BatchNorm1d; a batch of a single row, which has no variance, leaves them alone.
     """
 
     def __init__(self, n, momentum=0.1, eps=1e-5):
@@ -173,16 +186,20 @@ class BatchNorm(Layer):
         self.params["gamma"][...] = self.state["var"][...] = 1
 
     def forward(self, x, training=False):
-        n, mean = len(x), x.mean(axis=0) if training else self.state["mean"]
+        gamma, beta, state = self.params["gamma"], self.params["beta"], self.state
+        if not training:
+            scale = gamma / np.sqrt(state["var"] + self.eps)
+            return x * scale + (beta - state["mean"] * scale)
+        n, mean = len(x), x.mean(axis=0)
         self.centred = np.subtract(x, mean, out=self.space("centred", x))
-        var = np.einsum("nd,nd->d", self.centred, self.centred) / n if training else self.state["var"]
-        if training and n > 1:
-            self.state["mean"] += self.momentum * (mean - self.state["mean"])
-            self.state["var"] += self.momentum * (var * (n / (n - 1)) - self.state["var"])
+        var = np.einsum("nd,nd->d", self.centred, self.centred) / n
+        if n > 1:
+            state["mean"] += self.momentum * (mean - state["mean"])
+            state["var"] += self.momentum * (var * (n / (n - 1)) - state["var"])
         self.inverse = 1 / np.sqrt(var + self.eps)
         # rows are put together first, inverse and gamma here, so that there is less to do for each image
-        y = np.multiply(self.centred, self.inverse * self.params["gamma"], out=self.space("y", x))
-        y += self.params["beta"]
+        y = np.multiply(self.centred, self.inverse * gamma, out=self.space("y", x))
+        y += beta
         return y
 
     def backward(self, dout, input_gradient=True):
@@ -210,9 +227,11 @@ class LayerNorm(Layer):
 
     def forward(self, x, training=False):
         centred = x - x.mean(axis=1, keepdims=True)
-        self.inverse = 1 / np.sqrt((centred**2).mean(axis=1, keepdims=True) + x.dtype.type(self.eps))  # (N, 1)
-        self.normed = centred * self.inverse
-        return self.normed * self.params["gamma"] + self.params["beta"]
+        inverse = 1 / np.sqrt((centred**2).mean(axis=1, keepdims=True) + self.eps)  # (N, 1)
+        normed = centred * inverse
+        if training:
+            self.inverse, self.normed = inverse, normed
+        return normed * self.params["gamma"] + self.params["beta"]
 
     def backward(self, dout, input_gradient=True):
         np.sum(dout * self.normed, axis=0, out=self.grads["gamma"])

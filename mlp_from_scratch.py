@@ -9,6 +9,7 @@ ends, after 56 s on 2 cores of an Intel(R) Xeon(R) Processor @ 2.50GHz (Python 3
 """
 
 import itertools
+import json
 import math
 import sys
 import time
@@ -28,7 +29,7 @@ from optimizers import OPTIMIZERS, Average, ReduceOnPlateau, learning_rates
 # ---- settings: edit here, or override any of them on the command line (--epochs 5) ----
 EPOCHS = 30  # passes over the training set, in [1, 10000]
 BATCH_SIZE = 128  # images in each step, in [1, inf)
-HIDDEN = (256, 128)  # neurons in each hidden layer; none at all is softmax regression; in [1, inf)
+HIDDEN = (256, 128)  # neurons in each hidden layer; none at all is softmax regression; in [1, 100000]
 ACTIVATION = "relu"  # of the hidden neurons: {relu, leaky_relu, tanh, gelu, sigmoid}
 NORM = "batch"  # normalisation of what enters the activation: {none, batch, layer}
 DROPOUT = 0.05  # share of the hidden neurons that each training step leaves out, in [0, 1)
@@ -41,7 +42,7 @@ LOSS = "softmax"  # cross-entropy of one softmax, or binary cross-entropy of a s
 LABEL_SMOOTHING = 0.1  # share of each label that is spread over all classes, in [0, 1)
 INIT = "he"  # how the weights are drawn: {he, xavier, lecun, random}
 INIT_SCALE = 0.01  # standard deviation of the weights that random draws, in (0, 100]
-OPTIMIZER = "adam"  # what turns gradients into steps: {sgd, momentum, nesterov, rmsprop, adam}
+OPTIMIZER = "adam"  # what turns gradients into steps: {sgd, momentum, nesterov, rmsprop, adam, adamw}
 LEARNING_RATE = 0.003  # the highest one; about 0.1 suits sgd, 0.02 momentum and nesterov; in (0, inf)
 MOMENTUM = 0.9  # of momentum and nesterov, in [0, 1)
 SCHEDULE = "one_cycle"  # how the learning rate goes on: {constant, step, exponential, cosine, one_cycle, plateau}
@@ -56,7 +57,7 @@ PATIENCE = 0  # epochs without a better validation accuracy after which it stops
 RESUME = ""  # the folder of a run that was stopped, to take it up again with its own settings, bit for bit
 SEED = 0  # of the initial weights, the order of the batches, dropout and the augmentation, in [0, inf)
 SEEDS = 1  # runs, one for each seed from SEED on; metrics.json then has means, deviations and single values; in [1, 1000]
-QUICK = False  # a tour of a few seconds: 5 epochs at most, on a subset; its figures are only a tour's
+QUICK = False  # a short tour: 5 epochs at most, on a subset; its figures are only a tour's
 # ----
 
 # Adam along a cosine and nothing more: what the hybrid's head and the scikit-learn classifier start from
@@ -105,7 +106,10 @@ class MLP:
         self.cut("grads", "shapes")
         self.weights = [(layer.params["W"], layer.grads["W"]) for layer in self.layers if "W" in layer.params]
 
-    def __setstate__(self, attributes):  # of a copy or a pickle, in which views have become arrays of their own
+    def __getstate__(self):  # views would become arrays of their own in a copy or a pickle, which links them again
+        return {name: value for name, value in vars(self).items() if name not in ("views", "weights")}
+
+    def __setstate__(self, attributes):
         vars(self).update(attributes)
         self.link()
 
@@ -123,12 +127,13 @@ class MLP:
 
     def forward(self, x, training=False):
         """Logits (N, classes) of x (N, features)."""
+        x = x.astype(self.params.dtype, copy=False)
         for layer in self.layers:
             x = layer.forward(x, training)
         return x
 
     def backward(self, dlogits, input_gradient=False):
-        """Fill `grads` from dlogits (N, classes); the gradient with respect to x only where it is asked for."""
+        """Fill `grads` from dlogits (N, classes), after a forward pass in training; dx (N, features) where it is wanted."""
         dout = dlogits
         for layer in reversed(self.layers):
             if layer is self.first and not input_gradient:
@@ -194,15 +199,24 @@ class Training:
     def about(self):
         """The rest, as a dict for JSON."""
         return {
-            "model": "mlp training", "epoch": self.epoch, "best_epoch": self.best_epoch, "best_accuracy": self.best_accuracy,
+            "model": "mlp training", "settings": self.own(), "epoch": self.epoch,
+            "best_epoch": self.best_epoch, "best_accuracy": self.best_accuracy,
             "optimizer_t": self.optimizer.t, "average_t": self.average.t if self.average else 0,
             "plateau": vars(self.plateau) if self.plateau else {}, "history": self.history,
-            "doctor": self.doctor.history if self.doctor else {},
+            "doctor": self.doctor.history if self.doctor else {}, "advised": self.doctor.advised if self.doctor else [],
             "rng": {name: stream.bit_generator.state for name, stream in self.rng.items()},
         }  # fmt: skip
 
+    def own(self):
+        """The settings that make this training what it is, as JSON has them."""
+        elsewhere = ("resume", "output_dir", "data_dir", "offline_fallback", "seeds")
+        return json.loads(json.dumps({name: value for name, value in vars(self.s).items() if name not in elsewhere}))
+
     def take_up(self, tensors, about):
         """Go on from what `arrays` and `about` have returned. Raises KeyError or ValueError where that does not fit."""
+        if about["settings"] != (own := self.own()):
+            different = sorted(name for name in own if about["settings"].get(name) != own[name])
+            raise ValueError(f"of a training with other settings: {', '.join(different)}")
         for name, array in self.arrays().items():
             if tensors[name].shape != array.shape:
                 raise ValueError(f"{name} has the shape {tensors[name].shape}, expected {array.shape}")
@@ -215,7 +229,7 @@ class Training:
         if self.plateau:
             vars(self.plateau).update(about["plateau"])
         if self.doctor:
-            self.doctor.history = about["doctor"]
+            self.doctor.history, self.doctor.advised = about["doctor"], about["advised"]
         for name, stream in self.rng.items():
             stream.bit_generator.state = about["rng"][name]
 
@@ -226,7 +240,7 @@ class Training:
         loss, dlogits = self.loss(logits, y, s.label_smoothing)
         if not np.isfinite(loss):
             raise runs.Diverged(f"the loss became {loss} in epoch {self.epoch + 1} ({doctor.cause(model, x)}), at learning "
-                                f"rate {rate:g}: lower --learning-rate, or set --clip-norm 1")  # fmt: skip
+                                f"rate {rate:g}: {doctor.shorter(s)}")  # fmt: skip
         model.backward(dlogits)
         if s.l1 or s.l2:
             model.regularise(s.l1, s.l2)
@@ -252,7 +266,8 @@ class Training:
         if self.average:
             self.average.swap()
         if not np.isfinite(loss):  # as after a last step that was too long
-            raise runs.Diverged(f"the validation loss became {loss} in epoch {self.epoch + 1}: lower the learning rate")
+            raise runs.Diverged(f"the validation loss became {loss} in epoch {self.epoch + 1} "
+                                f"({doctor.cause(self.model, X)}): {doctor.shorter(self.s)}")  # fmt: skip
         return loss, right
 
     def passes(self, X, y, prepare=lambda x: x, done=lambda: None):
@@ -279,7 +294,9 @@ class Training:
         epoch's batches, taken while the weights moved, with label smoothing and without penalties. Leaves the averaged or,
         with patience, the best weights in the model. Raises runs.Diverged, and ValueError for what `check` refuses.
         """
-        check(X, y)
+        classes = self.model.built["sizes"][-1]
+        check(X, y, classes)
+        check(X_val, y_val, classes)
         s = self.s
         quiet = np.errstate(over="ignore", invalid="ignore")  # runs.Diverged says it better
         total, before = s.epochs * self.steps, self.epoch * self.steps
@@ -306,10 +323,12 @@ class Training:
             self.average.swap()
 
 
-def check(X, y):
-    """Raise ValueError where X (N, ...) and y (N,) do not fit, or X holds a number that is not finite."""
-    if len(X) != len(y):
-        raise ValueError(f"X has {len(X):,} rows and y has {len(y):,}: they must be of the same images")
+def check(X, y, classes):
+    """Raise ValueError where X (N, ...) and y (N,) do not fit each other or the classes, or X has a number not finite."""
+    if len(X) != len(y) or not len(X):
+        raise ValueError(f"X has {len(X):,} rows and y has {len(y):,}: they must be of the same images, one at least")
+    if y.ndim != 1 or y.dtype.kind not in "iu" or y.min() < 0 or y.max() >= classes:
+        raise ValueError(f"y must hold whole numbers from 0 to {classes - 1}, one for each image, in a single dimension")
     if not np.isfinite([X.min(), X.max()]).all():
         rows = np.flatnonzero(~np.isfinite(X.reshape(len(X), -1)).all(axis=1))
         raise ValueError(f"X holds NaN or infinite values in {len(rows):,} of {len(X):,} rows, the first of them {rows[0]}")
@@ -333,6 +352,8 @@ def restore(path):
     with runs.as_written(path):
         model = MLP(about["sizes"], activation=about["activation"], norm=about["norm"])
         for name, view in model.views.items():
+            if tensors[name].shape != view.shape:
+                raise ValueError(f"{name} has the shape {tensors[name].shape}, expected {view.shape}")
             view[...] = tensors[name]
     return model, about
 
@@ -355,6 +376,9 @@ def build(features, classes, s, dtype=np.float32):
     """(an untrained MLP with the settings `s` of this script, its random streams). Raises settings.SettingError."""
     if s.norm == "batch" and s.batch_size == 1:
         raise settings.SettingError("--batch-size 1: batch normalisation needs 2 images or more")
+    if s.learning_rate * s.weight_decay >= 1:
+        raise settings.SettingError(f"--weight-decay {s.weight_decay:g}: with --learning-rate {s.learning_rate:g} a step "
+                                    "would take off all of the weights; lower one of them")  # fmt: skip
     rng = seeds(s.seed)
     model = MLP((features, *s.hidden, classes), rng["init"], activation=s.activation, norm=s.norm, dropout=s.dropout,
                 input_dropout=s.input_dropout, init=s.init, init_scale=s.init_scale, dropout_rng=rng["dropout"],
@@ -398,7 +422,7 @@ def run(s):
     if s.flip or s.shift or s.erase:
         X = images.train.X
         augmented["prepare"] = lambda x: standardised(data.augment(x, rng["augment"], s.flip, s.shift, s.erase), mean, std)
-    training.doctor = doctor.Doctor(model, X_val[:1000])
+    training.doctor = doctor.Doctor(model, X_val[:1000], s)
     split = data.digest(images.train.index, images.train.y)
     if s.resume:
         take_up(training, s.resume, split)

@@ -111,7 +111,8 @@ class Adam(Optimizer):
         p -= scratch
 
 
-OPTIMIZERS = {"sgd": SGD, "momentum": Momentum, "nesterov": Nesterov, "rmsprop": RMSprop, "adam": Adam}
+OPTIMIZERS = {"sgd": SGD, "momentum": Momentum, "nesterov": Nesterov, "rmsprop": RMSprop, "adam": Adam,
+              "adamw": Adam}  # whose decay, apart from the gradient, Training has for every optimiser
 
 
 def learning_rates(schedule, highest, steps, warmup=0.0):

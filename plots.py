@@ -45,7 +45,7 @@ def curves(history, title, augmented=False, smoothing=0.0):
         ax.set(xlabel="epoch", ylabel=f"{what} ({unit})")
         ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         ax.grid(alpha=0.25)
-        ax.legend(frameon=False, fontsize=9)
+        ax.legend(frameon=False, fontsize=9, ncols=2, loc="lower left", bbox_to_anchor=(0, 1))
     return fig
 
 
@@ -163,7 +163,8 @@ def learning_rate(rates, steps, title):
     """The learning rate of every step. rates: a list; steps: how many there are in an epoch."""
     fig, axes = figure(title, 8, 3.4)
     ax = axes[0, 0]
-    ax.plot(np.arange(1, len(rates) + 1) / steps, rates, color=TRAIN, linewidth=1.6)
+    few = "o" if len(rates) < 50 else None  # a single step would be no line
+    ax.plot(np.arange(1, len(rates) + 1) / steps, rates, color=TRAIN, linewidth=1.6, marker=few, markersize=3)
     ax.set(xlabel="epoch", ylabel="learning rate", ylim=(0, None))
     ax.grid(alpha=0.25)
     return fig
@@ -178,7 +179,8 @@ def first_layer(W, shape, title, most=64):
     for i, w in enumerate(W.T[:count]):
         top, left = i // columns * (height + 2), i % columns * (width + 2)
         mosaic[top : top + height, left : left + width] = w.reshape(shape)
-    fig, axes = figure(f"{title}\nweights of {count} of the first layer's {W.shape[1]:,} neurons", 0.75 * max(columns, 9),
+    some = f"{count} of the " if count < W.shape[1] else "the "
+    fig, axes = figure(f"{title}\nweights of {some}first layer's {W.shape[1]:,} neurons", 0.75 * max(columns, 9),
                        0.75 * rows + 1.15)  # fmt: skip
     axes[0, 0].axis("off")
     limit = np.quantile(np.abs(W[:, :count]), 0.995)  # of all: a single large weight would make the rest grey
@@ -200,7 +202,7 @@ def distributions(activations, gradients, title):
                 ax.axis("off")
                 continue
             low, high = np.quantile(values, [0.001, 0.999])
-            wide = 1.05 * max(abs(low), abs(high), 1e-12)
+            wide = 1.05 * max(abs(low), abs(high)) or 1
             ax.hist(values, bins=80, range=(min(0, low) if what == "activation" else -wide, wide), color=colour, log=True)
             zero = np.mean(values == 0)
             note = f"{name}: deviation {values.std():.2g}" + (f", {zero:.0%} exactly 0" if zero > 0.005 else "")
@@ -220,6 +222,8 @@ def doctor(history, names, title):
     fig, axes = figure(title, 4.4 * len(panels), 3.8, ncols=len(panels))
     for ax, (column, label, factor) in zip(axes[0], panels, strict=True):
         values = factor * np.asarray(history[column], dtype=float).reshape(len(history["epoch"]), -1)
+        if column != "dead":
+            values = np.maximum(values, 1e-12)  # a gradient of 0 still has its place on the logarithmic axis
         for i in range(values.shape[1]):
             ax.plot(history["epoch"], values[:, i], marker="o", markersize=3, linewidth=1.6, label=names[i],
                     color=colormaps["viridis"](i / max(1, len(names) - 0.6)))  # fmt: skip

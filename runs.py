@@ -111,7 +111,7 @@ class Run:
             self.path = Path(settings.resume)
             rows = zip(*(history[column] for column in COLUMNS), strict=True)
             self.histories["history.csv"] = [rounded(dict(zip(COLUMNS, row, strict=True))) for row in rows]
-            for part in self.path.glob(".*.*"):  # what a process that was killed was just writing
+            for part in self.path.glob(".[0-9]*.*"):  # what a process that was killed was just writing
                 part.unlink()
             self.write_history("history.csv")  # which may be behind the checkpoint by an epoch, or before
             return
@@ -193,7 +193,8 @@ def over_seeds(script, run, s):
             begun = str(path) if (path / "settings.json").exists() else ""
             run(SimpleNamespace(**vars(s) | {"seed": seed, "seeds": 1, "output_dir": str(path), "resume": begun}))
         every.append(json.loads((path / "metrics.json").read_text(encoding="utf-8")))
-    first = every[0]
+    first = {name: value for name, value in every[0].items()
+             if isinstance(value, float) or all(one[name] == value for one in every)}  # fmt: skip
     results = [name for name, value in first.items() if isinstance(value, float)]  # sizes are whole numbers
     by_seed = {name: [one[name] for one in every] for name in results}
     metrics = first | {name: statistics.fmean(values) for name, values in by_seed.items()}

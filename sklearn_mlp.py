@@ -4,6 +4,7 @@
     GridSearchCV(ScratchMLPClassifier(epochs=5), {"dropout": [0, 0.2]}).fit(X, y)
 """
 
+import numbers
 from types import SimpleNamespace
 
 import numpy as np
@@ -58,6 +59,8 @@ class ScratchMLPClassifier(ClassifierMixin, BaseEstimator):
                 raise ValueError("the first call of partial_fit must name all classes")
             self._start(X, unique_labels(classes))
         self.settings_ = SimpleNamespace(**(vars(self.settings_) | {"schedule": "constant", "epochs": 1}))
+        if classes is not None and not np.array_equal(unique_labels(classes), self.classes_):
+            raise ValueError(f"classes are {unique_labels(classes)}, but were {self.classes_} in the first call")
         if not np.isin(y, self.classes_).all():
             raise ValueError(f"y holds classes that the first call did not name: {np.setdiff1d(y, self.classes_)}")
         self._train(X, y)
@@ -67,6 +70,8 @@ class ScratchMLPClassifier(ClassifierMixin, BaseEstimator):
         if len(classes) < 2:
             raise ValueError(f"Classifier can't train when only one class is present: {classes}")
         options = mlp.PLAIN | {name: value for name, value in self.get_params().items() if name != "random_state"}
+        if isinstance(self.hidden, numbers.Integral):
+            raise ValueError(f"hidden is {self.hidden}, expected a tuple with the neurons of each layer: ({self.hidden},)")
         if options["schedule"] == "plateau":
             raise ValueError('schedule "plateau" needs a validation split; choose another')
         self.settings_ = settings.load(mlp, **options, seed=int(check_random_state(self.random_state).randint(2**31)))

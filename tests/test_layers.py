@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -125,9 +126,51 @@ def test_a_copy_of_a_network_goes_on_learning(make):
 
 @pytest.mark.parametrize(("X", "y", "said"), [
     (np.zeros((5, 3), np.float32), np.zeros(4, int), "X has 5 rows and y has 4"),
+    (np.zeros((0, 3), np.float32), np.zeros(0, int), "one at least"),
     (np.array([[0, 1], [np.nan, 1], [0, np.inf]], np.float32), np.zeros(3, int), "in 2 of 3 rows, the first of them 1"),
+    (np.zeros((4, 3), np.float32), np.array([0, 1, 2, 3]), "whole numbers from 0 to 2"),
+    (np.zeros((4, 3), np.float32), np.array([0, 1, -1, 2]), "whole numbers from 0 to 2"),
+    (np.zeros((4, 3), np.float32), np.zeros(4), "whole numbers from 0 to 2"),
+    (np.zeros((4, 3), np.float32), np.zeros((4, 1), int), "in a single dimension"),
 ])  # fmt: skip
 def test_data_that_cannot_be_trained_on(X, y, said):
     s = settings.load(mlp, hidden=(4,), epochs=1, batch_size=2)
-    with pytest.raises(ValueError, match=said):
-        mlp.train(X, y, X[:2], y[:2], 3, s, lambda row: None)
+    right = np.zeros((2, X.shape[1]), np.float32), np.zeros(2, int)
+    for both in ((X, y, *right), (*right, X, y)):  # in training or validation
+        with pytest.raises(ValueError, match=said):
+            mlp.train(*both, 3, s, lambda row: None)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_images_of_another_type_are_taken_in_the_networks_own(dtype):
+    model = mlp.MLP((5, 4, 3), np.random.default_rng(0), norm="batch", dtype=dtype)
+    X = np.arange(30).reshape(6, 5)
+    for training in (True, False):
+        expected = model.forward(X.astype(dtype), training).copy()
+        for other in (np.float64, np.float32, np.uint8):
+            found = model.forward(X.astype(other), training)
+            assert found.dtype == dtype
+            assert np.allclose(found, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{"norm": norm, "activation": activation} for norm in ("none", *layers.NORMS)
+                                     for activation in layers.ACTIVATIONS])  # fmt: skip
+def test_several_threads_may_use_one_network(options):
+    rng = np.random.default_rng(0)
+    model = mlp.MLP((50, 40, 30, 10), rng, **options)
+    model.forward(rng.standard_normal((64, 50), dtype=np.float32), training=True)
+    X = rng.standard_normal((4000, 50), dtype=np.float32)
+    alone = model.logits(X, 100)
+    with ThreadPoolExecutor(4) as pool:
+        found = np.concatenate(list(pool.map(lambda i: model.logits(X[i : i + 100]), range(0, len(X), 100))))
+    assert np.allclose(found, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_a_pickle_holds_no_images():
+    rng = np.random.default_rng(0)
+    X = rng.random((500, 20), dtype=np.float32)
+    model = mlp.MLP((20, 4, 3), rng, norm="batch")
+    model.logits(X)
+    size = len(pickle.dumps(model))
+    model.forward(X, training=True)
+    assert len(pickle.dumps(model)) == size < 4 * 4 * len(model.params) + 4000

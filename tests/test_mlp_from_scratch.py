@@ -48,7 +48,7 @@ def bound(layer):
 @pytest.mark.parametrize("make", [lambda: layers.Linear(4, 3), layers.ReLU])
 def test_layer_gradients_by_central_differences(make, n):
     layer, x = bound(make()), RNG.standard_normal((n, 4))
-    dout = RNG.standard_normal(layer.forward(x).shape)
+    dout = RNG.standard_normal(layer.forward(x, training=True).shape)
     dx = layer.backward(dout)
 
     def f():
@@ -65,7 +65,7 @@ def test_layer_gradients_by_autograd(make):
     tensors = {name: torch.tensor(value, requires_grad=True) for name, value in layer.params.items()}
     tx = torch.tensor(x, requires_grad=True)
     out = tx @ tensors["W"] + tensors["b"] if tensors else torch.relu(tx)
-    y = layer.forward(x)
+    y = layer.forward(x, training=True)
     assert relative(y, out.detach().numpy()) < 1e-12
     dout = RNG.standard_normal(y.shape)
     out.backward(torch.tensor(dout))
@@ -103,7 +103,7 @@ def test_gradients_of_the_whole_network(hidden):
     def f():
         return layers.softmax_cross_entropy(model.forward(X), y)[0]
 
-    _, dlogits = layers.softmax_cross_entropy(model.forward(X), y)
+    _, dlogits = layers.softmax_cross_entropy(model.forward(X, training=True), y)
     model.grads[:] = np.nan  # whatever backward does not fill stays visible
     dX = model.backward(dlogits, input_gradient=True)
     assert relative(model.grads, central_differences(f, model.params)) < 1e-6
@@ -310,6 +310,10 @@ def test_saved_and_restored_predictions_are_identical(tmp_path):
     runs.save_weights(tmp_path / "other.safetensors", {"W": np.ones(1)}, {"model": "cnn"})
     with pytest.raises(runs.RunError, match="not the NumPy MLP"):
         mlp.restore(tmp_path / "other.safetensors")
+    tensors, about = runs.load_weights(tmp_path / "w.safetensors")
+    runs.save_weights(tmp_path / "w.safetensors", dict.fromkeys(tensors, np.ones(1, np.float32)), about)
+    with pytest.raises(runs.RunError, match="has the shape"):
+        mlp.restore(tmp_path / "w.safetensors")
 
 
 def test_logits_in_pieces_are_the_logits():
@@ -362,13 +366,15 @@ def test_the_script(run_script, tmp_path):
 
 
 def test_a_learning_rate_that_diverges(run_script, tmp_path):
-    line = one_line(run_script("mlp_from_scratch", "--dataset", "digits", "--optimizer", "sgd", "--learning-rate", 1e6), 1)
+    flags = ("--dataset", "digits", "--optimizer", "sgd", "--learning-rate", 1e6)
+    assert "--weight-decay 0.1: with --learning-rate" in one_line(run_script("mlp_from_scratch", *flags), 2)
+    line = one_line(run_script("mlp_from_scratch", *flags, "--weight-decay", 0), 1)
     assert "the loss became" in line
     assert "lower --learning-rate" in line
 
 
 def test_a_last_step_that_diverges(run_script, tmp_path):
-    flags = ("--optimizer", "sgd", "--learning-rate", 1e30, "--batch-size", 100_000, "--epochs", 1)
+    flags = ("--optimizer", "sgd", "--learning-rate", 1e30, "--weight-decay", 0, "--batch-size", 100_000, "--epochs", 1)
     assert "the validation loss became nan" in one_line(run_script("mlp_from_scratch", "--dataset", "digits", *flags), 1)
     assert not list(tmp_path.glob("runs/*/*/metrics.json"))
 
@@ -464,7 +470,7 @@ def test_taken_up_after_any_epoch_it_ends_the_same(options, digits, tmp_path):
 
     def fresh():
         training = mlp.Training(*mlp.build(784, 10, s), s, len(digits.train.X))
-        training.doctor = doctor.Doctor(training.model, X_val[:100])
+        training.doctor = doctor.Doctor(training.model, X_val[:100], s)
         return training
 
     def go_on(training, keep=lambda: None):
@@ -510,6 +516,8 @@ def test_what_cannot_be_resumed(run_script, tmp_path):
         (lambda: path.write_text("x"), "damaged"),
         (path.unlink, "cannot be taken up without it"),
         (lambda: runs.save_weights(path, tensors, about | {"split": "other"}), "other data"),
+        (lambda: runs.save_weights(path, tensors, about | {"settings": about["settings"] | {"activation": "tanh"}}),
+         "other settings: activation"),
         (lambda: runs.save_weights(path, tensors | {"params": tensors["params"][:-1]}, about), "not as this project"),
     ):
         change()

@@ -15,6 +15,7 @@ TWINS = {
     "nesterov": lambda p: torch.optim.SGD(p, momentum=0.9, nesterov=True),
     "rmsprop": lambda p: torch.optim.RMSprop(p),
     "adam": lambda p: torch.optim.Adam(p),
+    "adamw": lambda p: torch.optim.AdamW(p, weight_decay=0),
 }
 LONG = 2 * optimizers.CHUNK + 5  # more than one piece, and a ragged last one
 
