@@ -27,7 +27,7 @@ from layers import ACTIVATIONS, LOSSES, NORMS, Dropout, Linear
 from optimizers import OPTIMIZERS, Average, ReduceOnPlateau, learning_rates
 
 # ---- settings: edit here, or override any of them on the command line (--epochs 5) ----
-EPOCHS = 30  # passes over the training set, in [1, 10000]
+EPOCHS = 40  # passes over the training set, in [1, 10000]
 BATCH_SIZE = 128  # images in each step, in [1, inf)
 HIDDEN = (256, 128)  # neurons in each hidden layer; none at all is softmax regression; in [1, 100000]
 ACTIVATION = "relu"  # of the hidden neurons: {relu, leaky_relu, tanh, gelu, sigmoid}
