@@ -161,12 +161,13 @@ def augment(x, flip, shift, generator):
     return x
 
 
-def fit(model, X, y, X_val, y_val, s, dtype, generator, log):
+def fit(model, X, y, X_val, y_val, s, dtype, generator, log, after_step=lambda share: None):
     """Train `model`, which is on the device of the tensors X (N, 1, 28, 28) and y (N,), with the settings `s`.
 
     SGD with Nesterov momentum, the learning rate a triangle (Smith and Topin 2018). `log` gets a row (a dict of
     runs.COLUMNS) after each epoch: training columns are means over its augmented batches, with label smoothing;
-    validation is of the averaged weights, without. Returns (the averaged model, the rows as columns). Raises runs.Diverged.
+    validation is of the averaged weights, without. `after_step` is called in each step with the learning rate's share of
+    the highest. Returns (the averaged model, the rows as columns). Raises runs.Diverged.
     """
 
     def average(averages, values, _):
@@ -197,6 +198,7 @@ def fit(model, X, y, X_val, y_val, s, dtype, generator, log):
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
+                after_step(rate / s.learning_rate)
                 averaged.update_parameters(model)
                 loss_sum += loss.detach() * len(batch)
                 correct += (logits.argmax(1) == y[batch]).sum()
@@ -291,16 +293,21 @@ def cached_features(path, model, images):
     return features
 
 
-def train(images, s, run, history="history.csv"):
-    """A new CNN with the settings `s` of this script, trained on images.train: (model, history).
+def train(images, s, run, history="history.csv", start=None, head=None):
+    """A CNN with the settings `s` of this script, trained on images.train: (model, history).
 
-    Raises settings.SettingError for a device that is not there.
+    It begins as the CNN `start`, else with new weights. Where there is a `head`, an nn.Module (N, features) -> (N, classes)
+    with a method `step`, it takes the place of the linear classifier. Raises settings.SettingError for a device that is not
+    there.
     """
     device = pick_device(s.device)
     init, shuffle = np.random.SeedSequence(s.seed).generate_state(2)  # two streams: one does not change the other
     mean, std = data.statistics(images.train.X)
     generator = torch.Generator().manual_seed(int(init))
-    model = CNN(s.channels, s.pool_after, s.batch_norm, len(images.classes), mean, std, generator).to(device)
+    model = start or CNN(s.channels, s.pool_after, s.batch_norm, len(images.classes), mean, std, generator)
+    if head:
+        model.classifier = head
+    model = model.to(device)
     if device.type != "mps":
         model = model.to(memory_format=torch.channels_last)
     dtype = pick_precision(s.precision, model, device)
@@ -308,7 +315,8 @@ def train(images, s, run, history="history.csv"):
     print(f"{model.name}: {model.size:,} parameters, on {trained_on['device']} in {trained_on['precision']}")
     tensors = [torch.from_numpy(a).to(device) for part in (images.train, images.val) for a in (part.X[:, None], part.y)]
     generator = torch.Generator(device).manual_seed(int(shuffle))
-    model, history = fit(model, *tensors, s, dtype, generator, lambda row: run.log(row, history))
+    log, after_step = (lambda row: run.log(row, history)), (head.step if head else lambda share: None)
+    model, history = fit(model, *tensors, s, dtype, generator, log, after_step)
     model.trained_on = trained_on
     return model, history
 

@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import nn
 
 import cnn_feature_extraction as cnn
 import data
@@ -21,9 +23,13 @@ import mlp_from_scratch as mlp
 import plots
 import runs
 import settings
+from optimizers import OPTIMIZERS
 
 # ---- settings: edit here, or override any of them on the command line (--head-epochs 5) ----
-BACKBONE = ""  # a backbone.safetensors of an earlier run to take instead of training one; "" trains one
+TRAINING = "frozen"  # the MLP after the CNN, on its features, or both as one network: {frozen, joint}
+BACKBONE = ""  # a backbone.safetensors of an earlier run: taken as it is, or where joint training starts from; "" trains one
+HEAD = ""  # a head.safetensors of an earlier run, where joint training starts from
+JOINT_LEARNING_RATE = 0.001  # the highest one of the MLP (Adam) in joint training; it goes on as the CNN's, in (0, inf)
 HEAD_EPOCHS = 3  # passes of the MLP over the features, in [1, inf)
 HEAD_BATCH_SIZE = 128  # images in each of its steps, in [1, inf)
 HEAD_HIDDEN = (256, 128)  # neurons in each of its hidden layers, in [1, inf)
@@ -31,6 +37,92 @@ HEAD_LEARNING_RATE = 0.0003  # of its first step (Adam); it falls to 0 along a c
 SEED = 0  # of everything random, in [0, inf)
 QUICK = False  # a tour of about a minute, on a subset; its figures are only a tour's
 # ----
+
+
+class Bridge(torch.autograd.Function):
+    """The NumPy MLP as a function of PyTorch: features (N, F) -> logits (N, classes), its backward pass the MLP's own.
+
+    Backward fills the MLP's `grads`, and gives the gradient with respect to the features back to PyTorch.
+    """
+
+    @staticmethod
+    def forward(ctx, features, network):
+        ctx.network = network
+        network.passes = ctx.number = getattr(network, "passes", 0) + 1
+        logits = network.forward(features.detach().cpu().numpy(), training=True)
+        return torch.tensor(logits, device=features.device)  # a copy: the MLP's memory is its own
+
+    @staticmethod
+    def backward(ctx, dlogits):
+        if ctx.network.passes != ctx.number:
+            raise RuntimeError("the MLP has had another forward pass since: it remembers only the last one")
+        dfeatures = ctx.network.backward(dlogits.cpu().numpy(), input_gradient=True)
+        return torch.tensor(dfeatures, device=dlogits.device), None
+
+
+class Head(nn.Module):
+    """The NumPy MLP `network` in the place of a CNN's classifier; `step` lets it learn, by an optimiser of its own (Adam).
+
+    mean and std: of the features, which it standardises by them. Its parameters are a buffer here, too, so that PyTorch
+    averages, moves and copies them with the rest: in use, it is what the buffer says.
+    """
+
+    def __init__(self, network, learning_rate=0.0, mean=0.0, std=1.0):
+        super().__init__()
+        self.network, self.learning_rate, self.mean, self.std = network, learning_rate, mean, std
+        self.optimizer = OPTIMIZERS["adam"](network.params, network.grads)
+        self.register_buffer("params", torch.tensor(network.params))
+
+    def forward(self, features):
+        features = (features.to(self.params.dtype) - self.mean) / self.std
+        if self.training:
+            return Bridge.apply(features, self.network)
+        self.network.params[:] = self.params.cpu().numpy()
+        return torch.tensor(self.network.logits(features.detach().cpu().numpy()), device=features.device)
+
+    def step(self, share=1.0):
+        """One step at `share` of the learning rate, along the gradient that backward has left."""
+        self.optimizer.step(share * self.learning_rate)
+        self.params.copy_(torch.from_numpy(self.network.params))
+
+
+def save(path, model, about):
+    """Write the whole hybrid, a CNN whose classifier is a Head, with the dict `about`, as one safetensors file."""
+    tensors = {name: value.cpu().contiguous().numpy() for name, value in model.state_dict().items()}
+    head = model.classifier
+    about |= {"model": "hybrid", "head": head.network.built, "feature_mean": head.mean, "feature_std": head.std}
+    runs.save_weights(path, tensors, about)
+
+
+def restore(path):
+    """(the CNN with its Head, on the CPU, ready for use; about) of a file that `save` wrote. Raises runs.RunError.
+
+    The network takes images (N, 1, 28, 28) in [0, 1] and gives logits (N, classes), in the order of about["classes"].
+    """
+    tensors, about = runs.load_weights(path)
+    if about.get("model") != "hybrid":
+        raise runs.RunError(f"{path}: holds a {about.get('model')}, not the hybrid")
+    with runs.as_written(path):
+        of, built = about["settings"], about["head"]
+        model = cnn.CNN(of["channels"], of["pool_after"], of["batch_norm"], len(about["classes"]))
+        network = mlp.MLP(built["sizes"], activation=built["activation"], norm=built["norm"])
+        model.classifier = Head(network, 0.0, about["feature_mean"], about["feature_std"])
+        model.load_state_dict({name: torch.from_numpy(value) for name, value in tensors.items()})
+    return model.eval(), about
+
+
+def build_head(images, s):
+    """The Head that joint training begins with: new, or that of the file s.head. Raises runs.RunError."""
+    sizes = (cnn.sides(s.channels, s.pool_after)[-1] ** 2 * s.channels[-1], *s.head_hidden, len(images.classes))
+    if not s.head:
+        own = settings.load(mlp, **mlp.PLAIN, hidden=s.head_hidden, batch_size=s.batch_size, seed=s.seed)
+        return Head(mlp.build(sizes[0], sizes[-1], own)[0], s.joint_learning_rate)
+    network, about = mlp.restore(s.head)
+    found = tuple(network.built["sizes"])
+    if (found[0], found[-1]) != (sizes[0], sizes[-1]) or tuple(about["classes"]) != tuple(images.classes):
+        raise runs.RunError(f"{s.head}: is a head for {found[0]:,} features and {found[-1]} classes of {about['dataset']}; "
+                            f"here are {sizes[0]:,} and {sizes[-1]} of {images.name}")  # fmt: skip
+    return Head(network, s.joint_learning_rate, about["mean"], about["std"])
 
 
 def train_head(features, classes, s, run):
@@ -64,16 +156,20 @@ def take_backbone(path, images, s):
 def run(s):
     """The whole job with the settings `s`: backbone, features, head, test, save. Returns what metrics.json holds."""
     cnn.check(s)
-    if s.backbone and not Path(s.backbone).is_file():
-        raise settings.SettingError(f"--backbone {s.backbone}: no such file")
+    for name in ("backbone", "head"):
+        if vars(s)[name] and not Path(vars(s)[name]).is_file():
+            raise settings.SettingError(f"--{name} {vars(s)[name]}: no such file")
+    if s.head and s.training != "joint":
+        raise settings.SettingError("--head: only joint training starts from one; add --training joint")
     if s.backbone and s.output_dir and Path(s.output_dir).resolve() == Path(s.backbone).resolve().parent:
         raise settings.SettingError(f"--output-dir {s.output_dir}: is the backbone's own folder; name another")
     images = data.load(s.dataset, s.data_dir, s.offline_fallback, s.split_seed, s.quick)
     if s.quick:
         cnn.tour(s)
         s.head_epochs, s.head_batch_size = min(s.head_epochs, 3), min(s.head_batch_size, 32)
-    if s.backbone:
-        model = take_backbone(s.backbone, images, s)
+    model = take_backbone(s.backbone, images, s) if s.backbone else None
+    if s.training == "joint":
+        return run_jointly(images, s, model)
 
     with runs.Run("hybrid_train", s) as run:
         if s.backbone:
@@ -91,6 +187,9 @@ def run(s):
         about = {"dataset": images.name, "classes": images.classes, "mean": mean, "std": std, "split_seed": s.split_seed}
         mlp.save(run.path / "head.safetensors", head, about)
         val, test = head.logits(features["X_val"]), head.logits(features["X_test"])
+        own_classifier, model.classifier = model.classifier, Head(head, 0.0, mean, std)
+        save(run.path / "hybrid.safetensors", model, about_all(images, s))
+        model.classifier = own_classifier
 
         y, y_test = images.val.y, images.test.y
         results = {
@@ -110,6 +209,32 @@ def run(s):
                           cnn_val_accuracy=cnn_val_accuracy, cnn_test_accuracy=cnn_test_accuracy,
                           parameters=sum(p.numel() for p in model.backbone.parameters()) + len(head.params),
                           **model.trained_on)  # fmt: skip
+
+
+def about_all(images, s):
+    """What the file of a whole hybrid tells besides its weights."""
+    return {"dataset": images.name, "classes": images.classes, "fingerprint": images.fingerprint(), "settings": vars(s)}
+
+
+def run_jointly(images, s, start):
+    """The job where CNN and MLP are one network, learning together. Returns what metrics.json holds."""
+    head = build_head(images, s)
+    with runs.Run("hybrid_train", s) as run:
+        model, history = cnn.train(images, s, run, "history.csv", start, head)
+        save(run.path / "hybrid.safetensors", model, about_all(images, s))
+        name = f"{model.name} + NumPy MLP {head.network.name}"
+        splits = [(torch.from_numpy(part.X)[:, None].to(model.mean.device), torch.from_numpy(part.y))
+                  for part in (images.val, images.test)]  # fmt: skip
+        (_, val_accuracy), (test_loss, test_accuracy) = (
+            cnn.score(cnn.classify(model, cnn.extract(model, X)).cpu(), y) for X, y in splits)  # fmt: skip
+        test = cnn.classify(model, cnn.extract(model, splits[1][0])).cpu().numpy()
+        title = f"{name}, trained together, on {images.name}"
+        run.save({"curves.png": plots.curves(history, title, s.flip or s.shift, s.label_smoothing)})
+        run.save(plots.evaluation(images.test.X, images.test.y, layers.softmax(test), images.classes, title))
+        size = sum(p.numel() for p in model.backbone.parameters()) + len(head.network.params)
+        return run.finish({f"{name}, trained together": (val_accuracy, test_accuracy)}, dataset=images.name, model=name,
+                          **images.sizes, val_accuracy=val_accuracy, test_accuracy=test_accuracy, test_loss=test_loss,
+                          parameters=size, **model.trained_on)  # fmt: skip
 
 
 def main(argv=None):

@@ -1,17 +1,22 @@
 """The main job as a user runs it: its files, its figures recomputed, saved backbones, and Ctrl-C."""
 
+import copy
 import csv
 import json
 import signal
 import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
-from conftest import command, environment, one_line
+import torch
+from conftest import ROOT, command, environment, one_line
 from test_mlp_from_scratch import FILES, KEYS
 
 import data
+import hybrid_train
+import layers
 import mlp_from_scratch as mlp
 import runs
 
@@ -31,8 +36,8 @@ def hybrid(tmp_path_factory):
 
 def test_files_and_figures(hybrid):
     folder, printed = hybrid
-    more = {"backbone.safetensors", "head.safetensors", "features.npz", "cnn_history.csv", "cnn_curves.png",
-            "cnn_and_hybrid.png"}  # fmt: skip
+    more = {"backbone.safetensors", "head.safetensors", "hybrid.safetensors", "features.npz", "cnn_history.csv",
+            "cnn_curves.png", "cnn_and_hybrid.png"}  # fmt: skip
     assert {path.name for path in folder.iterdir()} == FILES - {"weights.safetensors"} | more
     metrics = json.loads((folder / "metrics.json").read_text())
     assert set(metrics) >= KEYS | {"cnn_test_accuracy", "cnn_val_accuracy"}
@@ -123,3 +128,133 @@ def test_the_quick_tour_on_real_images(run_script, real_folder, tmp_path):
     assert metrics["dataset"] == "Fashion-MNIST (subset)"
     assert metrics["test_accuracy"] > 0.8
     assert metrics["cnn_test_accuracy"] > 0.8
+
+
+# ---- CNN and MLP as one network
+
+
+@pytest.mark.parametrize("options", [
+    {"activation": "tanh"}, {"activation": "gelu", "norm": "layer"}, {"activation": "sigmoid", "norm": "batch"},
+    {"activation": "tanh", "dropout": 0.4},
+])  # fmt: skip
+def test_the_gradient_that_goes_on_into_pytorch(options):
+    rng, masks = np.random.default_rng(0), np.random.default_rng(1)
+    network = mlp.MLP((6, 5, 4, 3), rng, dtype=np.float64, dropout_rng=masks, **options)
+    network.params += 0.1 * np.random.default_rng(2).standard_normal(network.params.shape)
+    features = torch.randn(7, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(3), requires_grad=True)
+    # a network of its own for each call: gradcheck goes back only after many passes, and each draws the same dropout
+    assert torch.autograd.gradcheck(lambda x: hybrid_train.Bridge.apply(x, copy.deepcopy(network)), (features,))
+
+
+def test_a_forgotten_pass_is_not_gone_back():
+    network = mlp.MLP((3, 2), np.random.default_rng(0))
+    features = torch.ones(4, 3, requires_grad=True)
+    first = hybrid_train.Bridge.apply(features, network)
+    second = hybrid_train.Bridge.apply(features, network)
+    second.sum().backward()
+    with pytest.raises(RuntimeError, match="another forward pass"):
+        first.sum().backward()
+
+
+def test_twenty_joint_steps_beside_a_twin_all_in_torch():
+    """The same weights, batches and dropout masks, in float64: convolution, NumPy MLP with dropout, SGD and Adam."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(20, 16, 1, 8, 8, dtype=torch.float64, generator=generator)
+    labels = torch.randint(4, (20, 16), generator=generator)
+    network = mlp.MLP((48, 12, 10, 4), np.random.default_rng(0), dropout=0.3, dropout_rng=np.random.default_rng(1),
+                      dtype=np.float64)  # fmt: skip
+    head = hybrid_train.Head(network, 0.01, mean=0.3, std=0.7)
+
+    def convolution():
+        torch.manual_seed(5)
+        return torch.nn.Sequential(torch.nn.Conv2d(1, 3, 3, padding=1), torch.nn.ReLU(), torch.nn.MaxPool2d(2),
+                                   torch.nn.Flatten()).double()  # fmt: skip
+
+    ours, twin = convolution(), convolution()
+    tensors = {name: torch.tensor(view, requires_grad=True) for name, view in network.views.items()}
+    optimizers = [torch.optim.SGD(part.parameters(), 0.1, 0.9, nesterov=True) for part in (ours, twin)]
+    adam = torch.optim.Adam(tensors.values(), 0.01)
+    for x, y in zip(images, labels, strict=True):
+        loss = torch.nn.functional.cross_entropy(head(ours(x)), y, label_smoothing=0.1)
+        optimizers[0].zero_grad()
+        loss.backward()
+        optimizers[0].step()
+        head.step()
+        masks = [torch.tensor(layer.mask) for layer in network.layers if isinstance(layer, layers.Dropout)]
+        hidden = (twin(x) - 0.3) / 0.7
+        for number, mask in enumerate(masks):
+            hidden = torch.relu(hidden @ tensors[f"{number}.W"] + tensors[f"{number}.b"]) * mask
+        logits = hidden @ tensors["2.W"] + tensors["2.b"]
+        expected = torch.nn.functional.cross_entropy(logits, y, label_smoothing=0.1)
+        for optimizer in (optimizers[1], adam):
+            optimizer.zero_grad()
+        expected.backward()
+        for optimizer in (optimizers[1], adam):
+            optimizer.step()
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-9)
+    for one, two in zip(ours.parameters(), twin.parameters(), strict=True):
+        assert torch.allclose(one, two, rtol=1e-9, atol=1e-12)
+    for name, view in network.views.items():
+        assert np.allclose(view, tensors[name].detach().numpy(), rtol=1e-9, atol=1e-12)
+    assert np.array_equal(head.params, network.params)
+
+
+def test_the_average_of_a_head_is_another_network():
+    head = hybrid_train.Head(mlp.MLP((3, 4, 2), np.random.default_rng(0)), 0.1)
+    averaged = copy.deepcopy(head).eval()
+    averaged.params.zero_()
+    x = torch.ones(5, 3)
+    before = head.eval()(x).clone()
+    assert not averaged(x).any()
+    assert torch.equal(head(x), before)
+
+
+@pytest.fixture(scope="module")
+def joint(hybrid, tmp_path_factory):
+    """The folder of a small joint run that goes on from the CNN and the MLP of `hybrid`."""
+    frozen, _ = hybrid
+    folder = tmp_path_factory.mktemp("joint")
+    flags = ("--training", "joint", "--backbone", frozen / "backbone.safetensors", "--head", frozen / "head.safetensors")
+    more = ("--learning-rate", 0.02, "--joint-learning-rate", 0.0003, "--epochs", 2, "--output-dir", folder / "out")
+    done = subprocess.run(command("hybrid_train", *TINY, *flags, *more), cwd=folder, env=environment(), capture_output=True,
+                          text=True, check=False)  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    return folder / "out"
+
+
+def test_fine_tuning_begins_where_the_frozen_training_ended(hybrid, joint):
+    before, after = (json.loads((folder / "metrics.json").read_text()) for folder in (hybrid[0], joint))
+    first = next(csv.DictReader((joint / "history.csv").read_text().splitlines()))
+    assert float(first["val_accuracy"]) > before["val_accuracy"] - 0.03
+    assert after["test_accuracy"] > before["test_accuracy"] - 0.03
+    assert after["parameters"] == before["parameters"]
+    assert {path.name for path in joint.iterdir()} == FILES - {"weights.safetensors"} | {"hybrid.safetensors"}
+
+
+@pytest.mark.parametrize("kind", ["frozen", "joint"])
+def test_the_whole_hybrid_is_one_file_that_predicts_the_same_elsewhere(kind, hybrid, joint):
+    folder = hybrid[0] if kind == "frozen" else joint
+    images = data.load("digits", quick=True)
+    X = torch.from_numpy(images.test.X)[:, None]
+    model, about = hybrid_train.restore(folder / "hybrid.safetensors")
+    with torch.no_grad():
+        logits = model(X).numpy()
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert np.mean(logits.argmax(axis=1) == images.test.y) == pytest.approx(metrics["test_accuracy"], abs=1e-9)
+    assert tuple(about["classes"]) == images.classes
+    assert about["fingerprint"] == images.fingerprint()
+    code = (f"import hybrid_train, data, torch; m, _ = hybrid_train.restore({str(folder / 'hybrid.safetensors')!r})\n"
+            "with torch.no_grad(): l = m(torch.from_numpy(data.load('digits', quick=True).test.X)[:, None]).numpy()\n"
+            "print(data.digest(l))")  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == data.digest(logits)
+
+
+def test_heads_that_cannot_be_taken(hybrid, run_script, tmp_path):
+    folder, _ = hybrid
+    head = ("--head", folder / "head.safetensors")
+    assert "add --training joint" in one_line(run_script("hybrid_train", *TINY, *head), 2)
+    line = one_line(run_script("hybrid_train", *TINY, "--training", "joint", *head, "--channels", 8, 9), 1)
+    assert "is a head for 784 features and 10 classes" in line
+    with pytest.raises(runs.RunError, match="not the hybrid"):
+        hybrid_train.restore(folder / "head.safetensors")
