@@ -45,7 +45,7 @@ def ours(X, y, hidden, batch_size):
     s = settings.load(mlp, **mlp.PLAIN, hidden=hidden, batch_size=batch_size, epochs=1)
     training = mlp.Training(*mlp.build(X.shape[1], 10, s), s, len(X))
     training.rates = [0.001] * training.steps
-    return lambda: training.passes(X, y), lambda: training.model.logits(X).argmax(axis=1)
+    return lambda: training.one_epoch(X, y), lambda: training.model.logits(X).argmax(axis=1)
 
 
 def torch_network(hidden):

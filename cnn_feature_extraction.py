@@ -102,6 +102,29 @@ def sides(channels, pool_after):
     return result[1:]
 
 
+def stages(channels, pool_after, batch_norm, classes):
+    """What the network is made of: [(name, shape of what it puts out, parameters, multiply-adds for an image), ...]."""
+    rows, n_in, side = [], 1, 28
+    for number, (n_out, new_side) in enumerate(zip(channels, sides(channels, pool_after), strict=True), 1):
+        more = (", max-pooling" if number in pool_after else "") + (", batch norm" if batch_norm else "")
+        parameters = 9 * n_in * n_out + (2 * n_out if batch_norm else n_out)  # gamma and beta, or a bias
+        work = 9 * n_in * n_out * side**2
+        rows.append((f"convolution {number}{more}, ReLU", (n_out, new_side, new_side), parameters, work))
+        n_in, side = n_out, new_side
+    features = n_in * side**2
+    return [*rows, ("flatten, linear classifier", (classes,), features * classes + classes, features * classes)]
+
+
+def stage_table(*arguments):
+    """The same as text, with the sums. Arguments as for `stages`."""
+    rows = stages(*arguments)
+    rows.append(("sum", (), sum(row[2] for row in rows), sum(row[3] for row in rows)))
+    lines = [f"{'stage':<46}{'output':>14}{'parameters':>12}{'multiply-adds':>15}"]
+    for name, shape, parameters, work in rows:
+        lines.append(f"{name:<46}{' x '.join(map(str, shape)):>14}{parameters:12,}{work:15,}")
+    return "\n".join(lines)
+
+
 def pick_device(name):
     """The torch.device of "cuda", "mps" or "cpu", or the first of them that is there. Raises settings.SettingError."""
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
@@ -298,7 +321,7 @@ def train(images, s, run, history="history.csv", start=None, head=None):
 
     It begins as the CNN `start`, else with new weights. Where there is a `head`, an nn.Module (N, features) -> (N, classes)
     with a method `step`, it takes the place of the linear classifier. Raises settings.SettingError for a device that is not
-    there.
+    there, and runs.RunError where a GPU's memory does not suffice.
     """
     device = pick_device(s.device)
     init, shuffle = np.random.SeedSequence(s.seed).generate_state(2)  # two streams: one does not change the other
@@ -312,11 +335,18 @@ def train(images, s, run, history="history.csv", start=None, head=None):
         model = model.to(memory_format=torch.channels_last)
     dtype = pick_precision(s.precision, model, device)
     trained_on = {"device": device.type, "precision": str(dtype).removeprefix("torch.")}  # what auto has come to
+    if not head:
+        print(stage_table(s.channels, s.pool_after, s.batch_norm, len(images.classes)))
     print(f"{model.name}: {model.size:,} parameters, on {trained_on['device']} in {trained_on['precision']}")
     tensors = [torch.from_numpy(a).to(device) for part in (images.train, images.val) for a in (part.X[:, None], part.y)]
     generator = torch.Generator(device).manual_seed(int(shuffle))
     log, after_step = (lambda row: run.log(row, history)), (head.step if head else lambda share: None)
-    model, history = fit(model, *tensors, s, dtype, generator, log, after_step)
+    try:
+        model, history = fit(model, *tensors, s, dtype, generator, log, after_step)
+    except torch.cuda.OutOfMemoryError:
+        smaller = max(1, s.batch_size // 2)
+        message = f"the GPU's memory is too small for --batch-size {s.batch_size}: try --batch-size {smaller}"
+        raise runs.RunError(message) from None
     model.trained_on = trained_on
     return model, history
 

@@ -270,8 +270,8 @@ class Training:
                                 f"({doctor.cause(self.model, X)}): {doctor.shorter(self.s)}")  # fmt: skip
         return loss, right
 
-    def passes(self, X, y, prepare=lambda x: x, done=lambda: None):
-        """One epoch of steps: (mean loss, accuracy, last learning rate). Arguments as for `run`; `done` after each step."""
+    def one_epoch(self, X, y, prepare=lambda x: x, done=lambda: None):
+        """(mean loss, accuracy, last learning rate). Arguments as for `run`; `done` after each step."""
         images = np.empty((min(self.s.batch_size, self.n), *X.shape[1:]), X.dtype)
         factor = self.plateau.factor if self.plateau else 1
         loss_sum, correct, first = 0.0, 0, self.epoch * self.steps
@@ -303,7 +303,7 @@ class Training:
         with quiet, tqdm(total=total, initial=before, disable=None, leave=False, unit="batch") as bar:
             while self.epoch < s.epochs and not (s.patience and self.epoch - self.best_epoch >= s.patience):
                 start = time.perf_counter()
-                train_loss, train_accuracy, rate = self.passes(X, y, prepare, bar.update)
+                train_loss, train_accuracy, rate = self.one_epoch(X, y, prepare, bar.update)
                 val_loss, val_accuracy = self.validate(X_val, y_val)
                 if self.plateau:
                     self.plateau.step(val_loss)
@@ -430,40 +430,46 @@ def run(s):
     with runs.Run("mlp_from_scratch", s, training.history if s.resume else None) as run:
         training.run(X, images.train.y, X_val, images.val.y, run.log, lambda: runs.save_weights(
             run.path / runs.CHECKPOINT, training.arrays(), training.about() | {"split": split}), **augmented)  # fmt: skip
-        name = f"NumPy MLP {model.name}"
-        val_accuracy = accuracy(model.logits(X_val), images.val.y)
-        logits = model.logits(X_test)
-        loss, probabilities = LOSSES[s.loss]
-        test_loss, _ = loss(logits, images.test.y)
-
         about = {"dataset": images.name, "classes": images.classes}
         about |= {"mean": np.asarray(mean).tolist(), "std": np.asarray(std).tolist()}
         save(run.path / "weights.safetensors", model, about)
-        title = f"{name} on {images.name}"
-        test_probabilities = probabilities(logits.astype(np.float64))
-        rates = training.rates[: training.epoch * training.steps]
-        if training.plateau:  # which each epoch may lower
-            rates = np.repeat(training.history["learning_rate"], training.steps)
-        run.save({"curves.png": plots.curves(training.history, title, "prepare" in augmented, s.label_smoothing),
-                  "learning_rate.png": plots.learning_rate(rates, training.steps, title),
-                  "first_layer.png": plots.first_layer(model.weights[0][0], images.train.X.shape[1:], title),
-                  "distributions.png": plots.distributions(
-                      *doctor.distributions(model, X_val[:1000], images.val.y[:1000], loss), title),
-                  "doctor.png": plots.doctor(training.doctor.history, training.doctor.names, title)})  # fmt: skip
-        run.save(plots.evaluation(images.test.X, images.test.y, test_probabilities, images.classes, title))
-        test_accuracy = accuracy(logits, images.test.y)
-        table, more = {name: (val_accuracy, test_accuracy)}, {}
-        if s.flip:  # what it learnt from mirrored images can be asked of them, too: a second opinion of the same network
-            both = [accuracy((model.logits(rows) + model.logits(standardised(part.X[:, :, ::-1], mean, std))) / 2, part.y)
-                    for rows, part in ((X_val, images.val), (X_test, images.test))]  # fmt: skip
+        title = f"NumPy MLP {model.name} on {images.name}"
+        run.save(training_figures(training, X_val[:1000], images.val.y[:1000], images.val.X.shape[1:], title))
+
+        loss, probabilities = LOSSES[s.loss]
+        val, test = model.logits(X_val), model.logits(X_test)
+        p, y = probabilities(test.astype(np.float64)), images.test.y
+        run.save(plots.evaluation(images.test.X, y, p, images.classes, title))
+        found = {"val_accuracy": accuracy(val, images.val.y), "test_accuracy": accuracy(test, y),
+                 "test_loss": loss(test, y)[0], "test_calibration_error": plots.calibration(y, p)[-1]}  # fmt: skip
+        table = {f"NumPy MLP {model.name}": (found["val_accuracy"], found["test_accuracy"])}
+        if s.flip:  # what it learnt from mirrored images it can be asked of them, too: a second opinion of the same network
+            for part, logits in (("val", val), ("test", test)):
+                of = getattr(images, part)
+                mirrored = model.logits(standardised(of.X[:, :, ::-1], mean, std))
+                found[f"{part}_accuracy_mirrored"] = accuracy(logits + mirrored, of.y)
+            both = found["val_accuracy_mirrored"], found["test_accuracy_mirrored"]
             table["  mean with the mirrored image's"] = both
-            more = dict(zip(("val_accuracy_mirrored", "test_accuracy_mirrored"), both, strict=True))
         if s.patience:
-            more["best_epoch"] = training.best_epoch
-        *_, calibration_error = plots.calibration(images.test.y, test_probabilities)
-        return run.finish(table, dataset=images.name, model=name, **images.sizes, val_accuracy=val_accuracy,
-                          test_accuracy=test_accuracy, test_loss=test_loss, test_calibration_error=calibration_error,
-                          parameters=len(model.params), **more)  # fmt: skip
+            found["best_epoch"] = training.best_epoch
+        return run.finish(table, dataset=images.name, model=f"NumPy MLP {model.name}", **images.sizes, **found,
+                          parameters=len(model.params))  # fmt: skip
+
+
+def training_figures(training, X, y, shape, title):
+    """{file name: Figure} of a training that is over. X (N, features), y (N,): some images; shape: theirs, (28, 28)."""
+    model, s, steps = training.model, training.s, training.steps
+    rates = training.rates[: training.epoch * steps]
+    if training.plateau:  # which each epoch may lower
+        rates = np.repeat(training.history["learning_rate"], steps)
+    samples = doctor.distributions(model, X, y, training.loss)
+    return {
+        "curves.png": plots.curves(training.history, title, s.flip or s.shift or s.erase, s.label_smoothing),
+        "learning_rate.png": plots.learning_rate(rates, steps, title),
+        "first_layer.png": plots.first_layer(model.weights[0][0], shape, title),
+        "distributions.png": plots.distributions(*samples, title),
+        "doctor.png": plots.doctor(training.doctor.history, training.doctor.names, title),
+    }
 
 
 def main(argv=None):

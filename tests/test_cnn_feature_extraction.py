@@ -28,6 +28,37 @@ def test_parameter_counts():
     assert cnn.CNN(R0, (1, 2, 5)).size == 1_614_090 + sum(R0)  # two numbers instead of a bias
 
 
+@pytest.mark.parametrize("batch_norm", [True, False])
+@pytest.mark.parametrize("pool_after", [(1, 2, 5), (), (1, 2, 3, 4)])
+def test_the_table_of_stages_beside_the_network_itself(pool_after, batch_norm):
+    channels = (3, 4, 6, 5, 2)
+    model = cnn.CNN(channels, pool_after, batch_norm).eval()
+    rows = cnn.stages(channels, pool_after, batch_norm, 10)
+    assert sum(row[2] for row in rows) == model.size
+    work = []
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(lambda m, x, y: work.append(y[0].numel() * m.weight[0].numel()))
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_hook(lambda m, x, y: work.append(m.weight.numel()))
+    model(torch.zeros(1, 1, 28, 28))
+    assert [row[3] for row in rows] == work
+    text = cnn.stage_table(channels, pool_after, batch_norm, 10).splitlines()
+    assert len(text) == 1 + 6 + 1
+    assert f"{model.size:,}" in text[-1]
+    assert f"{sum(work):,}" in text[-1]
+
+
+def test_a_gpu_without_enough_memory_is_one_line(digits, monkeypatch):
+    def full(*arguments):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(cnn, "fit", full)
+    s = settings.load(cnn, channels=(2,), pool_after=(1,), batch_size=64)
+    with pytest.raises(runs.RunError, match="try --batch-size 32"):
+        cnn.train(digits, s, None)
+
+
 @pytest.mark.parametrize(("pool_after", "expected"), [
     ((1, 2, 5), [14, 7, 7, 7, 3]), ((), [28] * 5), ((1, 2, 3, 4), [14, 7, 3, 1, 1]),
 ])  # fmt: skip
