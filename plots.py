@@ -7,6 +7,7 @@ matplotlib and scikit-learn are imported when the first figure is made, not with
 than the NumPy network takes for its first epoch.
 """
 
+import itertools
 import textwrap
 
 import numpy as np
@@ -240,13 +241,13 @@ def doctor(history, names, title):
 
 
 def mistakes(X, y, probabilities, classes, title, rows=4, columns=10):
-    """The wrongly classified images of which the model was surest. Shapes as for `samples`."""
+    """The images that are surest to be of another class than their label, in the model's view. Shapes as for `samples`."""
     predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
     wrong = np.flatnonzero(predicted != y)
     wrong = wrong[np.argsort(-confidence[wrong], kind="stable")]
     chosen = wrong[: rows * columns]
     rows = max(1, -(-len(chosen) // columns))
-    fig, axes = figure(f"{title}\nthe surest of {len(wrong):,} mistakes", 13, 1.75 * rows + 1)
+    fig, axes = figure(f"{title}\nthe surest of {len(wrong):,} that it takes for another class", 13, 1.75 * rows + 1)
     fig.supxlabel("above each image: its label;  below: predicted class and its probability", fontsize=9, color=GREY)
     ax = axes[0, 0]
     ax.axis("off")
@@ -290,6 +291,97 @@ def reliability(y, probabilities, title):
     lower.bar(edges[:-1], counts, width, align="edge", color=GREY, edgecolor="white")
     lower.set(xlabel="confidence: the probability of the predicted class", ylabel="images")
     lower.set_yscale("symlog", linthresh=10)
+    return fig
+
+
+def tiles(ax, pictures, columns, **options):
+    """Pictures (N, height, width) side by side on one axes, `columns` in a row; returns what imshow does."""
+    n, height, width = pictures.shape
+    mosaic = np.full((-(-n // columns) * (height + 1) - 1, columns * (width + 1) - 1), np.nan)
+    for i, picture in enumerate(pictures):
+        top, left = i // columns * (height + 1), i % columns * (width + 1)
+        mosaic[top : top + height, left : left + width] = picture
+    ax.axis("off")
+    return ax.imshow(mosaic, **options)
+
+
+def filters(W, title):
+    """The first convolution's filters, W (filters, height, width)."""
+    columns = min(16, len(W))
+    fig, axes = figure(title, 0.6 * max(columns, 12), 0.6 * -(-len(W) // columns) + 1.3)
+    limit = np.abs(W).max()
+    shown = tiles(axes[0, 0], W, columns, cmap="RdBu_r", vmin=-limit, vmax=limit)
+    fig.colorbar(shown, ax=axes, location="bottom", shrink=0.4, aspect=40, pad=0.03).ax.tick_params(labelsize=9)
+    return fig
+
+
+def feature_maps(X, maps, names, title, most=16):
+    """Images X (N, 28, 28) and, in a column for each stage, their first maps: {stage: (N, channels, side, side)}."""
+    fig, axes = figure(title, 3 + 2.4 * len(maps), 2.5 * len(X) + 0.7, nrows=len(X), ncols=1 + len(maps))
+    for i, (row, image) in enumerate(zip(axes, X, strict=True)):
+        tiles(row[0], image[None], 1, cmap="gray_r", vmin=0, vmax=1)
+        row[0].set_title(names[i], fontsize=10)
+        for ax, (stage, values) in zip(row[1:], maps.items(), strict=True):
+            chosen = values[i, :most]
+            tiles(ax, chosen / max(chosen.max(), 1e-12), 4, cmap="viridis", vmin=0, vmax=1)
+            name = f"{stage}: {len(chosen)} of {values.shape[1]} maps, {values.shape[2]} x {values.shape[3]}"
+            ax.set_title(name, fontsize=9)
+    return fig
+
+
+def embeddings(planes, y, classes, title):
+    """Points by class in one panel for each of planes {name: (N, 2)}; y (N,)."""
+    from matplotlib import colormaps
+
+    fig, axes = figure(title, 6 * len(planes) + 1, 5.6, ncols=len(planes))
+    for ax, (name, points) in zip(axes[0], planes.items(), strict=True):
+        for label, class_name in enumerate(classes):
+            chosen = points[y == label]
+            ax.plot(*chosen.T, "o", markersize=2.5, alpha=0.6, color=colormaps["tab10"](label), label=class_name)
+        ax.set_title(name, fontsize=10)
+        ax.set(xticks=[], yticks=[])
+    axes[0, -1].legend(frameon=False, fontsize=9, markerscale=3, loc="center left", bbox_to_anchor=(1, 0.5))
+    return fig
+
+
+def saliency(X, heat, y, predicted, classes, title):
+    """Images X (N, 28, 28) in rows of 10, and under each what speaks for the predicted class, heat (N, 28, 28) >= 0."""
+    rows = -(-len(X) // 10)
+    fig, axes = figure(title, 13, 3.3 * rows + 0.9, nrows=2 * rows, ncols=10)
+    fig.supxlabel("above: the image and its class;  below: where the predicted class is seen, red most (Grad-CAM)",
+                  fontsize=9, color=GREY)  # fmt: skip
+    for ax in axes.flat:
+        ax.axis("off")
+    for i in range(len(X)):
+        upper, lower = axes[2 * (i // 10), i % 10], axes[2 * (i // 10) + 1, i % 10]
+        upper.imshow(X[i], cmap="gray_r", vmin=0, vmax=1)
+        upper.set_title(classes[y[i]], fontsize=9)
+        lower.imshow(X[i], cmap="gray_r", vmin=0, vmax=1)
+        lower.imshow(heat[i] / max(heat[i].max(), 1e-12), cmap="jet", alpha=0.45, vmin=0, vmax=1)
+        lower.set_title(classes[predicted[i]], fontsize=9, color=RIGHT if predicted[i] == y[i] else WRONG)
+    return fig
+
+
+def confusable(X, y, probabilities, classes, title, most=6):
+    """The pairs of classes most often taken for each other, with the surest such images. Shapes as for `samples`."""
+    predicted = probabilities.argmax(axis=1)
+    pairs = {(a, b): np.flatnonzero(((y == a) & (predicted == b)) | ((y == b) & (predicted == a)))
+             for a, b in itertools.combinations(range(len(classes)), 2)}  # fmt: skip
+    pairs = dict(sorted(pairs.items(), key=lambda item: -len(item[1]))[:most])
+    fig, axes = figure(title, 13, 1.5 * len(pairs) + 1, nrows=len(pairs), ncols=9, width_ratios=[3] + 8 * [1])
+    wrong = max(1, np.sum(predicted != y))
+    for row, ((a, b), found) in zip(axes, pairs.items(), strict=True):
+        for ax in row:
+            ax.axis("off")
+        there = np.sum(y[found] == a)
+        lines = (f"{classes[a]} / {classes[b]}", f"{len(found)} images, {len(found) / wrong:.0%} of all mistakes",
+                 f"{classes[a]} taken for {classes[b]}: {there}",
+                 f"{classes[b]} taken for {classes[a]}: {len(found) - there}")  # fmt: skip
+        row[0].text(0, 0.5, "\n".join(lines), va="center", fontsize=9, transform=row[0].transAxes)
+        surest = found[np.argsort(-probabilities[found].max(axis=1), kind="stable")]
+        for ax, i in zip(row[1:], surest, strict=False):
+            ax.imshow(X[i], cmap="gray_r", vmin=0, vmax=1)
+            ax.set_title(f"is {classes[y[i]]}", fontsize=8)
     return fig
 
 

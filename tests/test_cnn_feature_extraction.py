@@ -49,6 +49,27 @@ def test_the_table_of_stages_beside_the_network_itself(pool_after, batch_norm):
     assert f"{sum(work):,}" in text[-1]
 
 
+def test_grad_cam_by_hand():
+    model = cnn.CNN((2,), (1,), batch_norm=False, classes=3, generator=torch.Generator().manual_seed(0))
+    X, labels = torch.rand(4, 1, 28, 28), torch.tensor([0, 2, 1, 2])
+    with torch.no_grad():
+        maps = model.features(X).reshape(4, 2, 14, 14)
+        weights = model.classifier.weight[labels].reshape(4, 2, 14, 14).mean(dim=(2, 3))  # a linear classifier's gradient
+    heat = (weights[:, :, None, None] * maps).sum(dim=1).clamp(min=0)
+    expected = torch.nn.functional.interpolate(heat[:, None], scale_factor=2, mode="bilinear")[:, 0]
+    found = cnn.grad_cam(model, X, labels)
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-6)
+    assert found.max() > 0
+
+
+def test_the_last_stages_maps_are_the_features():
+    model = small().eval()
+    X = torch.rand(3, 1, 28, 28)
+    maps = cnn.stage_maps(model, X)
+    assert [values.shape for values in maps.values()] == [(3, 4, 14, 14), (3, 6, 7, 7)]
+    assert np.allclose(maps["convolution 2"].reshape(3, -1), cnn.extract(model, X).numpy(), atol=1e-6)
+
+
 def test_a_gpu_without_enough_memory_is_one_line(digits, monkeypatch):
     def full(*arguments):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
@@ -258,7 +279,8 @@ def test_the_script(run_script, tmp_path):
     done = run_script("cnn_feature_extraction", "--dataset", "digits", "--quick", *small_network, "--output-dir", "out")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.strip().splitlines()[-1] == "out"
-    files = FILES - {"weights.safetensors"} | {"backbone.safetensors", "features.npz"}
+    insights = {"filters.png", "feature_maps.png", "features.png", "grad_cam.png", "confusable.png", "label_errors.png"}
+    files = FILES - {"weights.safetensors"} | {"backbone.safetensors", "features.npz"} | insights
     assert {path.name for path in (tmp_path / "out").iterdir()} == files
     metrics = json.loads((tmp_path / "out/metrics.json").read_text())
     assert set(metrics) >= KEYS

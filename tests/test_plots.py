@@ -102,6 +102,20 @@ def test_the_doctors_figure_draws_a_line_for_each_layer():
     assert len(plots.distributions({}, {"output": np.ones(3)}, "title").axes) == 1
 
 
+def test_confusable_pairs_are_counted_both_ways():
+    y, predicted = np.array([0, 0, 1, 1, 2, 2]), np.array([1, 1, 0, 1, 0, 2])
+    probabilities = np.eye(3)[predicted]
+    found = texts(plots.confusable(np.zeros((6, 28, 28)), y, probabilities, CLASSES, "title", most=2))
+    assert found == ["a / b\n3 images, 75% of all mistakes\na taken for b: 2\nb taken for a: 1",
+                     "a / c\n1 images, 25% of all mistakes\na taken for c: 0\nc taken for a: 1"]  # fmt: skip
+
+
+def test_pictures_stand_side_by_side():
+    ax = plots.figure("title", 3, 3)[1][0, 0]
+    shown = plots.tiles(ax, np.arange(3 * 4, dtype=float).reshape(3, 2, 2), 2).get_array().filled(-1)
+    assert shown.tolist() == [[0, 1, -1, 4, 5], [2, 3, -1, 6, 7], [-1] * 5, [8, 9, -1, -1, -1], [10, 11, -1, -1, -1]]
+
+
 def test_distributions_and_learning_rate():
     figure = plots.distributions({"hidden 1": np.zeros(5)}, {"hidden 1": np.arange(5.0), "output": np.ones(3)}, "title")
     assert figure.axes[0].get_title(loc="left") == "hidden 1: deviation 0, 100% exactly 0"
