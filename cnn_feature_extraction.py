@@ -8,17 +8,23 @@ ends, after 335 s on 2 cores of an Intel(R) Xeon(R) Processor @ 2.50GHz (Python 
     CNN 32-48-96-96-192      94.08%      93.25%
 """
 
+import contextlib
 import copy
+import io
 import json
 import math
+import os
 import sys
 import time
 import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
@@ -125,13 +131,27 @@ def stage_table(*arguments):
     return "\n".join(lines)
 
 
+def processes():
+    """(number of this process, number of all) under torchrun, which this process joins at the first call; else (0, 1)."""
+    if "RANK" not in os.environ:
+        return 0, 1
+    if not dist.is_initialized():
+        dist.init_process_group()  # gloo between processors, NCCL between GPUs
+    return dist.get_rank(), dist.get_world_size()
+
+
 def pick_device(name):
-    """The torch.device of "cuda", "mps" or "cpu", or the first of them that is there. Raises settings.SettingError."""
+    """The torch.device of "cuda", "mps" or "cpu", or the first of them that is there. Raises settings.SettingError.
+
+    Under torchrun, each process of a machine takes a GPU of its own.
+    """
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(device for device, available in there.items() if available)
     if not there[name]:
         raise settings.SettingError(f"--device {name}: this machine or this PyTorch has none; choose auto or cpu")
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     return torch.device(name)
 
 
@@ -190,7 +210,8 @@ def fit(model, X, y, X_val, y_val, s, dtype, generator, log, after_step=lambda s
     SGD with Nesterov momentum, the learning rate a triangle (Smith and Topin 2018). `log` gets a row (a dict of
     runs.COLUMNS) after each epoch: training columns are means over its augmented batches, with label smoothing;
     validation is of the averaged weights, without. `after_step` is called in each step with the learning rate's share of
-    the highest. Returns (the averaged model, the rows as columns). Raises runs.Diverged.
+    the highest. Of several processes (torchrun), each takes a part of every batch; their gradients are averaged, and batch
+    normalisation goes by each one's part. Returns (the averaged model, the rows as columns). Raises runs.Diverged.
     """
 
     def average(averages, values, _):
@@ -198,34 +219,42 @@ def fit(model, X, y, X_val, y_val, s, dtype, generator, log, after_step=lambda s
         for mean, value in zip(averages, values, strict=True):
             mean.copy_(mean.lerp(value, weight) if mean.is_floating_point() else value)
 
+    rank, world = processes()
+    own_generator = torch.Generator(y.device).manual_seed(rank) if world > 1 else generator  # all keep to the same order
     model.train()
+    parallel = DistributedDataParallel(model) if world > 1 else model
     averaged = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
     optimizer = torch.optim.SGD(model.parameters(), s.learning_rate, s.momentum, weight_decay=s.weight_decay, nesterov=True)
     history = {column: [] for column in runs.COLUMNS}
     steps_in_epoch = math.ceil(len(y) / s.batch_size)
-    with tqdm(total=s.epochs * steps_in_epoch, disable=None, leave=False, unit="batch") as bar:
+    with tqdm(total=s.epochs * steps_in_epoch, disable=bool(rank) or None, leave=False, unit="batch") as bar:
         for epoch in range(1, s.epochs + 1):
             start = time.perf_counter()
             loss_sum, correct = torch.zeros(2, device=y.device)
             order = torch.randperm(len(y), generator=generator, device=y.device)
             batches = order.split(s.batch_size)
-            if s.batch_norm and len(batches[-1]) == 1 < len(y):  # a single image has no variance to normalise by
-                batches = batches[:-1]
+            if len(batches[-1]) < world * (1 + s.batch_norm) and len(batches) > 1:
+                batches = batches[:-1]  # each process needs an image, or two, since one has no variance to normalise by
             for step, batch in enumerate(batches, (epoch - 1) * steps_in_epoch):
                 rate = s.learning_rate * float(np.interp(step / bar.total, [0, s.warmup, 1], [0.05, 1, 0]))
                 optimizer.param_groups[0]["lr"] = rate
-                x = layout(augment(X[batch], s.flip, s.shift, generator))
+                own = batch[rank::world]
+                x = layout(augment(X[own], s.flip, s.shift, own_generator))
                 with torch.autocast(y.device.type, torch.bfloat16, enabled=dtype is torch.bfloat16):
-                    logits = model(x)
-                    loss = F.cross_entropy(logits, y[batch], label_smoothing=s.label_smoothing)
+                    logits = parallel(x)
+                    loss = F.cross_entropy(logits, y[own], label_smoothing=s.label_smoothing)
+                    loss = loss * (len(own) * world / len(batch))  # the processes' mean is then that of the whole batch
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 after_step(rate / s.learning_rate)
                 averaged.update_parameters(model)
-                loss_sum += loss.detach() * len(batch)
-                correct += (logits.argmax(1) == y[batch]).sum()
+                loss_sum += loss.detach() * len(batch) / world
+                correct += (logits.argmax(1) == y[own]).sum()
                 bar.update()
+            if world > 1:
+                dist.all_reduce(loss_sum)
+                dist.all_reduce(correct)
             seen = sum(map(len, batches))
             val_loss, val_accuracy = score(classify(averaged.module, extract(averaged.module, X_val, dtype)), y_val)
             if not math.isfinite(loss_sum + val_loss):
@@ -438,8 +467,16 @@ def run(s):
     images = data.load(s.dataset, s.data_dir, s.offline_fallback, s.split_seed, s.quick)
     if s.quick:
         tour(s)
+    rank, world = processes()
+    if rank:  # the first process reports and writes; the others only train
+        with contextlib.redirect_stdout(io.StringIO()):
+            train(images, s, SimpleNamespace(log=lambda *row: None))
+        dist.destroy_process_group()
+        return None
     with runs.Run("cnn_feature_extraction", s) as run:
         model, history = train(images, s, run)
+        if world > 1:
+            dist.destroy_process_group()
         save(run.path / "backbone.safetensors", model, images, s)
         features = cached_features(run.path / "features.npz", model, images)
         val, test = (classify(model, features[f"X_{part}"]).cpu() for part in ("val", "test"))

@@ -156,6 +156,8 @@ def take_backbone(path, images, s):
 def run(s):
     """The whole job with the settings `s`: backbone, features, head, test, save. Returns what metrics.json holds."""
     cnn.check(s)
+    if cnn.processes()[1] > 1:
+        raise settings.SettingError("torchrun is for cnn_feature_extraction.py; give this script its result with --backbone")
     for name in ("backbone", "head"):
         if vars(s)[name] and not Path(vars(s)[name]).is_file():
             raise settings.SettingError(f"--{name} {vars(s)[name]}: no such file")

@@ -2,11 +2,13 @@
 
 import csv
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import one_line
+from conftest import command, environment, one_line
 from test_mlp_from_scratch import FILES, KEYS
 
 import cnn_feature_extraction as cnn
@@ -68,6 +70,26 @@ def test_the_last_stages_maps_are_the_features():
     maps = cnn.stage_maps(model, X)
     assert [values.shape for values in maps.values()] == [(3, 4, 14, 14), (3, 6, 7, 7)]
     assert np.allclose(maps["convolution 2"].reshape(3, -1), cnn.extract(model, X).numpy(), atol=1e-6)
+
+
+def test_two_processes_take_the_steps_of_one(tmp_path):
+    """Over gloo on this machine: the same batches, in halves, give the same weights; and only the first process writes."""
+    flags = ("--dataset", "digits", "--epochs", 2, "--batch-size", 50, "--channels", 4, 6, "--pool-after", 1, 2,
+             "--no-batch-norm", "--no-flip", "--shift", 0, "--learning-rate", 0.02)  # fmt: skip
+    script, *_ = command("cnn_feature_extraction")[1:]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29581", script]
+    for name, start in (("one", [sys.executable, script]), ("two", torchrun)):
+        done = subprocess.run([*start, *map(str, flags), "--output-dir", name], cwd=tmp_path, env=environment(), text=True,
+                              capture_output=True, check=False)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("figures, weights and metrics.json are in") == 1
+    one, two = (runs.load_weights(tmp_path / name / "backbone.safetensors")[0] for name in ("one", "two"))
+    for name, value in one.items():
+        assert np.allclose(value, two[name], rtol=1e-3, atol=1e-5), name
+    tables = [list(csv.DictReader((tmp_path / name / "history.csv").read_text().splitlines())) for name in ("one", "two")]
+    for first, second in zip(*tables, strict=True):
+        for column in ("train_loss", "train_accuracy", "val_loss"):
+            assert float(first[column]) == pytest.approx(float(second[column]), rel=1e-3)
 
 
 def test_a_gpu_without_enough_memory_is_one_line(digits, monkeypatch):
