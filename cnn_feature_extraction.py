@@ -22,113 +22,52 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 import data
+import insights
 import plots
 import runs
 import settings
+from backbone import SHAPE, build, layout, sides, stage_table
 
 # ---- settings: edit here, or override any of them on the command line (--epochs 5) ----
 EPOCHS = 12  # passes over the training set, in [1, inf)
 BATCH_SIZE = 256  # images in each step, in [1, inf)
-CHANNELS = (32, 48, 96, 96, 192)  # output channels of each 3 x 3 convolution, in [1, inf)
-POOL_AFTER = (1, 2, 4)  # the convolutions, counted from 1, that a 2 x 2 max-pooling follows, in [1, inf)
+CHANNELS = (32, 48, 96, 96, 192)  # output channels of each convolution, in [1, inf)
+KERNEL_SIZES = (3,)  # of each convolution, in pixels; a single one is for all, in [1, 27]
+POOL_AFTER = (1, 2, 4)  # the convolutions, counted from 1, that a 2 x 2 pooling follows, in [1, inf)
+POOL = "max"  # what the pooling takes of four pixels: {max, average}
+REDUCE = "flatten"  # what is made of the last maps: all of their pixels, or the mean of each map: {flatten, average}
+ACTIVATION = "relu"  # of all layers: {relu, leaky_relu, tanh, gelu, sigmoid}
+DROPOUT = 0.0  # share of what each convolution puts out that a training step leaves out, in [0, 1)
+FC = ()  # neurons of the fully connected layers before the classifier; the last one gives the features; in [1, inf)
+FC_NORM = False  # layer normalisation in each of them
+FC_DROPOUT = 0.0  # share of their neurons that a training step leaves out, in [0, 1)
+INIT = "he"  # how the weights are drawn, but for the classifier's: {he, xavier, random}
+INIT_SCALE = 0.05  # standard deviation of the weights that random draws, in (0, 100]
 BATCH_NORM = True  # batch normalisation after each convolution; without it, try --learning-rate 0.02
-LEARNING_RATE = 0.2  # the highest one: it rises in a straight line, then falls to 0, in (0, inf)
-WARMUP = 0.2  # the part of the training in which it rises, in (0, 1)
-MOMENTUM = 0.9  # of SGD, Nesterov's, in (0, 1)
-WEIGHT_DECAY = 0.0005  # of SGD, in [0, inf)
+OPTIMIZER = "nesterov"  # SGD with Nesterov's momentum; about 0.003 suits the others: {nesterov, adam, adamw}
+LEARNING_RATE = 0.2  # the highest one, in (0, inf)
+SCHEDULE = "triangle"  # how it goes on after its rise: to 0 in a straight line, or along a cosine, or it stays:
+                       # {triangle, cosine, constant}
+WARMUP = 0.2  # the part of the training in which it rises, in a straight line, in (0, 1)
+MOMENTUM = 0.9  # of nesterov, in (0, 1)
+WEIGHT_DECAY = 0.0005  # added to the gradient as L2; by adamw decoupled from it, in [0, inf)
 LABEL_SMOOTHING = 0.1  # the share of each label that is spread over all classes, in [0, 1)
 FLIP = True  # show half of the training images mirrored, drawn anew in each epoch
 SHIFT = 1  # move each training image by up to so many pixels, drawn anew in each epoch, in [0, 27]
+ERASE = 0  # side of a square of noise in half of the training images, in pixels, drawn anew in each epoch, in [0, 28]
+FLIP_AVERAGE = False  # also tell the accuracies with the mean of the logits of each image and its mirror image
 AVERAGE = 0.995  # decay of the running average of the weights, which is what is evaluated and saved, in [0, 1)
 DEVICE = "auto"  # where to train; auto takes the first that is there: {auto, cuda, mps, cpu}
 PRECISION = "auto"  # of the training's convolutions; auto takes what is faster here: {auto, float32, bfloat16}
 SEED = 0  # of the initial weights, the order of the batches and the augmentation, in [0, inf)
 QUICK = False  # a tour of half a minute: 4 epochs at most, on a subset; its figures are only a tour's
 # ----
-
-
-class CNN(nn.Module):
-    """3 x 3 convolutions, each with max-pooling (or not), batch normalisation (or not) and ReLU, then a linear classifier.
-
-    Pooling comes before normalisation and ReLU, which then have a quarter of the pixels to do. Input: (N, 1, 28, 28) in
-    [0, 1]; `mean` and `std` of the training pixels are part of the model. Initial weights: N(0, 2 / fan_in), He et al. 2015.
-    """
-
-    def __init__(self, channels, pool_after, batch_norm=True, classes=10, mean=0.0, std=1.0, generator=None):
-        super().__init__()
-        self.name = f"CNN {'-'.join(map(str, channels))}"
-        self.trained_on = {}  # {"device": ..., "precision": ...}
-        self.register_buffer("mean", torch.tensor(mean))
-        self.register_buffer("std", torch.tensor(std))
-        stages, n_in = [], 1
-        for number, n_out in enumerate(channels, 1):
-            stages.append(nn.Conv2d(n_in, n_out, 3, padding=1, bias=not batch_norm))
-            nn.init.kaiming_normal_(stages[-1].weight, nonlinearity="relu", generator=generator)
-            if not batch_norm:
-                nn.init.zeros_(stages[-1].bias)
-            if number in pool_after:
-                stages.append(nn.MaxPool2d(2))
-            if batch_norm:
-                stages.append(nn.BatchNorm2d(n_out))
-            stages.append(nn.ReLU())
-            n_in = n_out
-        side = sides(channels, pool_after)[-1]
-        self.backbone = nn.Sequential(*stages, nn.Flatten())  # -> (N, n_out * side * side)
-        self.classifier = nn.Linear(n_in * side * side, classes)
-        nn.init.normal_(self.classifier.weight, std=self.classifier.in_features**-0.5, generator=generator)
-        nn.init.zeros_(self.classifier.bias)
-        self.size = sum(p.numel() for p in self.parameters())
-
-    def features(self, x):
-        return self.backbone((x - self.mean) / self.std)
-
-    def forward(self, x):
-        return self.classifier(self.features(x))
-
-
-def sides(channels, pool_after):
-    """Side of the square feature maps after each stage, in pixels. Raises settings.SettingError for an impossible stack."""
-    given = "--pool-after " + " ".join(map(str, pool_after))
-    if not channels:
-        raise settings.SettingError("--channels: at least one convolution")
-    if pool_after and max(pool_after) > len(channels):
-        raise settings.SettingError(f"{given}: the last convolution is number {len(channels)}")
-    result = [28]
-    for number in range(1, len(channels) + 1):
-        result.append(result[-1] // 2 if number in pool_after else result[-1])
-        if result[-1] == 0:
-            raise settings.SettingError(f"{given}: the maps of convolution {number} would be 0 x 0 pixels: remove a pool")
-    return result[1:]
-
-
-def stages(channels, pool_after, batch_norm, classes):
-    """What the network is made of: [(name, shape of what it puts out, parameters, multiply-adds for an image), ...]."""
-    rows, n_in, side = [], 1, 28
-    for number, (n_out, new_side) in enumerate(zip(channels, sides(channels, pool_after), strict=True), 1):
-        more = (", max-pooling" if number in pool_after else "") + (", batch norm" if batch_norm else "")
-        parameters = 9 * n_in * n_out + (2 * n_out if batch_norm else n_out)  # gamma and beta, or a bias
-        work = 9 * n_in * n_out * side**2
-        rows.append((f"convolution {number}{more}, ReLU", (n_out, new_side, new_side), parameters, work))
-        n_in, side = n_out, new_side
-    features = n_in * side**2
-    return [*rows, ("flatten, linear classifier", (classes,), features * classes + classes, features * classes)]
-
-
-def stage_table(*arguments):
-    """The same as text, with the sums. Arguments as for `stages`."""
-    rows = stages(*arguments)
-    rows.append(("sum", (), sum(row[2] for row in rows), sum(row[3] for row in rows)))
-    lines = [f"{'stage':<46}{'output':>14}{'parameters':>12}{'multiply-adds':>15}"]
-    for name, shape, parameters, work in rows:
-        lines.append(f"{name:<46}{' x '.join(map(str, shape)):>14}{parameters:12,}{work:15,}")
-    return "\n".join(lines)
 
 
 def processes():
@@ -183,13 +122,11 @@ def pick_precision(name, model, device):
     return min(seconds, key=seconds.get)
 
 
-def layout(x):
-    """Channels last, which oneDNN and cuDNN are faster with; Metal is not."""
-    return x if x.device.type == "mps" else x.contiguous(memory_format=torch.channels_last)
+def augment(x, flip, shift, generator, erase=0):
+    """x (N, 1, 28, 28), each image mirrored with probability 1/2 and moved by up to `shift` pixels, background coming in.
 
-
-def augment(x, flip, shift, generator):
-    """x (N, 1, 28, 28), each image mirrored with probability 1/2 and moved by up to `shift` pixels, background coming in."""
+    With `erase`, half of them get a square of so many pixels of noise (Zhong et al. 2020, with one size).
+    """
     n, _, height, width = x.shape
     if flip:
         mirrored = torch.rand(n, 1, 1, 1, generator=generator, device=x.device) < 0.5
@@ -201,13 +138,36 @@ def augment(x, flip, shift, generator):
         rows = torch.arange(height, device=x.device)[:, None] + down  # (N, 28, 1)
         columns = torch.arange(width, device=x.device) + right  # (N, 1, 28)
         x = x[image, 0, rows, columns][:, None]  # -> (N, 1, 28, 28)
+    if erase:
+        top = torch.randint(height - erase + 1, (n, 1, 1, 1), generator=generator, device=x.device)
+        left = torch.randint(width - erase + 1, (n, 1, 1, 1), generator=generator, device=x.device)
+        row, column = torch.arange(height, device=x.device)[:, None], torch.arange(width, device=x.device)
+        inside = (row >= top) & (row < top + erase) & (column >= left) & (column < left + erase)
+        inside &= torch.rand(n, 1, 1, 1, generator=generator, device=x.device) < 0.5
+        x = torch.where(inside, torch.rand(x.shape, generator=generator, device=x.device), x)
     return x
+
+
+def optimizer_of(parameters, s):
+    """The optimiser of the settings `s`."""
+    if s.optimizer == "nesterov":
+        return torch.optim.SGD(parameters, s.learning_rate, s.momentum, weight_decay=s.weight_decay, nesterov=True)
+    made = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[s.optimizer]
+    return made(parameters, s.learning_rate, weight_decay=s.weight_decay)
+
+
+def rate_at(done, s):
+    """The learning rate when the share `done` of the training is over, from 0 to 1."""
+    if done < s.warmup or s.schedule == "triangle":
+        return s.learning_rate * float(np.interp(done, [0, s.warmup, 1], [0.05, 1, 0]))
+    fall = (done - s.warmup) / (1 - s.warmup)
+    return s.learning_rate * {"cosine": (1 + math.cos(math.pi * fall)) / 2, "constant": 1.0}[s.schedule]
 
 
 def fit(model, X, y, X_val, y_val, s, dtype, generator, log, after_step=lambda share: None):
     """Train `model`, which is on the device of the tensors X (N, 1, 28, 28) and y (N,), with the settings `s`.
 
-    SGD with Nesterov momentum, the learning rate a triangle (Smith and Topin 2018). `log` gets a row (a dict of
+    By default SGD with Nesterov momentum, the learning rate a triangle (Smith and Topin 2018). `log` gets a row (a dict of
     runs.COLUMNS) after each epoch: training columns are means over its augmented batches, with label smoothing;
     validation is of the averaged weights, without. `after_step` is called in each step with the learning rate's share of
     the highest. Of several processes (torchrun), each takes a part of every batch; their gradients are averaged, and batch
@@ -224,7 +184,7 @@ def fit(model, X, y, X_val, y_val, s, dtype, generator, log, after_step=lambda s
     model.train()
     parallel = DistributedDataParallel(model) if world > 1 else model
     averaged = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
-    optimizer = torch.optim.SGD(model.parameters(), s.learning_rate, s.momentum, weight_decay=s.weight_decay, nesterov=True)
+    optimizer = optimizer_of(model.parameters(), s)
     history = {column: [] for column in runs.COLUMNS}
     steps_in_epoch = math.ceil(len(y) / s.batch_size)
     with tqdm(total=s.epochs * steps_in_epoch, disable=bool(rank) or None, leave=False, unit="batch") as bar:
@@ -236,10 +196,10 @@ def fit(model, X, y, X_val, y_val, s, dtype, generator, log, after_step=lambda s
             if len(batches[-1]) < world * (1 + s.batch_norm) and len(batches) > 1:
                 batches = batches[:-1]  # each process needs an image, or two, since one has no variance to normalise by
             for step, batch in enumerate(batches, (epoch - 1) * steps_in_epoch):
-                rate = s.learning_rate * float(np.interp(step / bar.total, [0, s.warmup, 1], [0.05, 1, 0]))
+                rate = rate_at(step / bar.total, s)
                 optimizer.param_groups[0]["lr"] = rate
                 own = batch[rank::world]
-                x = layout(augment(X[own], s.flip, s.shift, own_generator))
+                x = layout(augment(X[own], s.flip, s.shift, own_generator, s.erase))
                 with torch.autocast(y.device.type, torch.bfloat16, enabled=dtype is torch.bfloat16):
                     logits = parallel(x)
                     loss = F.cross_entropy(logits, y[own], label_smoothing=s.label_smoothing)
@@ -290,7 +250,7 @@ def score(logits, y):
 def save(path, model, images, s):
     """Write the network, the settings that shape it and what it was trained on as one safetensors file."""
     tensors = {name: value.cpu().contiguous().numpy() for name, value in model.state_dict().items()}
-    about = {"model": "cnn", "channels": s.channels, "pool_after": s.pool_after, "batch_norm": s.batch_norm}
+    about = {"model": "cnn", **{name: getattr(s, name) for name in SHAPE}}
     about |= {"dataset": images.name, "classes": images.classes, "split_seed": s.split_seed}
     about["trained_on"] = model.trained_on
     runs.save_weights(path, tensors, about)
@@ -302,7 +262,7 @@ def restore(path):
     if about.get("model") != "cnn":
         raise runs.RunError(f"{path}: holds a {about.get('model')}, not the CNN")
     with runs.as_written(path):
-        model = CNN(about["channels"], about["pool_after"], about["batch_norm"], len(about["classes"]))
+        model = build(SimpleNamespace(**about), len(about["classes"]))
         model.load_state_dict({name: torch.from_numpy(value) for name, value in tensors.items()})
         about["dataset"], about["split_seed"]
         model.trained_on = about["trained_on"]
@@ -356,7 +316,8 @@ def train(images, s, run, history="history.csv", start=None, head=None):
     init, shuffle = np.random.SeedSequence(s.seed).generate_state(2)  # two streams: one does not change the other
     mean, std = data.statistics(images.train.X)
     generator = torch.Generator().manual_seed(int(init))
-    model = start or CNN(s.channels, s.pool_after, s.batch_norm, len(images.classes), mean, std, generator)
+    model = start or build(s, len(images.classes), mean, std, generator)
+    torch.manual_seed(int(shuffle))  # of nn.Dropout, which takes no generator
     if head:
         model.classifier = head
     model = model.to(device)
@@ -365,7 +326,7 @@ def train(images, s, run, history="history.csv", start=None, head=None):
     dtype = pick_precision(s.precision, model, device)
     trained_on = {"device": device.type, "precision": str(dtype).removeprefix("torch.")}  # what auto has come to
     if not head:
-        print(stage_table(s.channels, s.pool_after, s.batch_norm, len(images.classes)))
+        print(stage_table(model))
     print(f"{model.name}: {model.size:,} parameters, on {trained_on['device']} in {trained_on['precision']}")
     tensors = [torch.from_numpy(a).to(device) for part in (images.train, images.val) for a in (part.X[:, None], part.y)]
     generator = torch.Generator(device).manual_seed(int(shuffle))
@@ -380,74 +341,11 @@ def train(images, s, run, history="history.csv", start=None, head=None):
     return model, history
 
 
-def grad_cam(model, X, labels, least=7):
-    """Where in the images X (N, 1, 28, 28) the network sees the classes `labels` (N,): (N, 28, 28), 0 or more.
-
-    Gradient-weighted class activation mapping (Selvaraju et al. 2017), at the last convolution whose maps are at least
-    `least` pixels wide: each of its maps counts by the mean gradient of the class's logit in it.
-    """
-    model.eval()
-    x, maps = layout((X - model.mean) / model.std), None
-    for module in model.backbone:
-        x = module(x)
-        if isinstance(module, nn.ReLU) and (maps is None or x.shape[2] >= least):
-            maps = x  # (N, channels, side, side)
-    (gradient,) = torch.autograd.grad(model.classifier(x).gather(1, labels[:, None]).sum(), maps)
-    heat = F.relu((gradient.mean(dim=(2, 3), keepdim=True) * maps).sum(dim=1, keepdim=True))
-    return F.interpolate(heat, size=X.shape[2:], mode="bilinear")[:, 0].detach()
-
-
-@torch.no_grad()
-def stage_maps(model, X):
-    """{"convolution 1": (N, channels, side, side), ...}: what each stage puts out for the images X (N, 1, 28, 28)."""
-    model.eval()
-    x, maps = layout((X - model.mean) / model.std), {}
-    for module in model.backbone:
-        x = module(x)
-        if isinstance(module, nn.ReLU):
-            maps[f"convolution {len(maps) + 1}"] = x.cpu().numpy()
-    return maps
-
-
-def planes(features, seed=0):
-    """The features (N, F) in two dimensions: {"PCA, ...": (N, 2), "t-SNE ...": (N, 2)}."""
-    from sklearn.decomposition import PCA
-    from sklearn.manifold import TSNE
-
-    pca = PCA(min(50, *features.shape), random_state=seed)
-    reduced = pca.fit_transform(features)
-    name = f"PCA, {pca.explained_variance_ratio_[:2].sum():.0%} of the variance"
-    neighbours = TSNE(perplexity=min(30, len(features) // 4), random_state=seed).fit_transform(reduced)
-    return {name: reduced[:, :2], "t-SNE (distances between groups mean nothing)": neighbours}
-
-
-def insights(model, images, features, test_logits, title):
-    """{file name: Figure}: what the network has learnt and where it errs. features: of `cached_features`."""
-    test, train, classes, device = images.test, images.train, images.classes, model.mean.device
-    p_test, p_train = (logits.float().softmax(1).cpu().numpy() for logits in (
-        test_logits, classify(model, features["X_train"])))  # fmt: skip
-    first = [int(np.flatnonzero(test.y == label)[0]) for label in range(len(classes))]  # an image of each class
-    second = [int(np.flatnonzero(test.y == label)[1]) for label in range(len(classes))]
-    few, ten = first[:: max(1, len(classes) // 3)][:3], first + second
-    predicted = p_test.argmax(axis=1)
-    heat = grad_cam(model, torch.from_numpy(test.X[ten])[:, None].to(device), torch.from_numpy(predicted[ten]).to(device))
-    some = np.arange(min(2_000, len(test.y)))
-    return {
-        "filters.png": plots.filters(model.backbone[0].weight[:, 0].detach().cpu().numpy(), f"{title}: the first filters"),
-        "feature_maps.png": plots.feature_maps(
-            test.X[few], stage_maps(model, torch.from_numpy(test.X[few])[:, None].to(device)),
-            [classes[label] for label in test.y[few]], title),
-        "features.png": plots.embeddings(planes(features["X_test"][some]), test.y[some], classes,
-                                         f"{title}: the features of {len(some):,} test images"),
-        "grad_cam.png": plots.saliency(test.X[ten], heat.cpu().numpy(), test.y[ten], predicted[ten], classes, title),
-        "confusable.png": plots.confusable(test.X, test.y, p_test, classes, f"{title}: classes taken for each other"),
-        "label_errors.png": plots.mistakes(train.X, train.y, p_train, classes,
-                                           f"{title}: training images whose label is most probably wrong"),
-    }  # fmt: skip
-
-
 def check(s):
     """Raise settings.SettingError, before any data is read, for an impossible network or a device that is not there."""
+    if len(s.kernel_sizes) not in (1, len(s.channels)):
+        raise settings.SettingError(f"--kernel-sizes: {len(s.kernel_sizes)} for {len(s.channels)} convolutions; give one "
+                                    "for each, or one for all")  # fmt: skip
     side = sides(s.channels, s.pool_after)[-1]
     if s.batch_norm and s.batch_size == 1 and side == 1:
         raise settings.SettingError("--batch-size 1: batch normalisation of 1 x 1 maps needs 2 images or more")
@@ -486,10 +384,18 @@ def run(s):
         title = f"{model.name} on {images.name}"
         run.save({"curves.png": plots.curves(history, title, s.flip or s.shift, s.label_smoothing)})
         run.save(plots.evaluation(images.test.X, images.test.y, test.softmax(1).numpy(), images.classes, title))
-        run.save(insights(model, images, features, test, title))
-        return run.finish({model.name: (val_accuracy, test_accuracy)}, dataset=images.name, model=model.name, **images.sizes,
-                          val_accuracy=val_accuracy, test_accuracy=test_accuracy, test_loss=test_loss,
-                          parameters=model.size, features=features["X_train"].shape[1], **model.trained_on)  # fmt: skip
+        run.save(insights.figures(model, images, features, test, title))
+        table, more = {model.name: (val_accuracy, test_accuracy)}, {}
+        if s.flip_average:
+            for part, logits in (("val", val), ("test", test)):
+                of = getattr(images, part)
+                X = torch.from_numpy(of.X[:, :, ::-1].copy())[:, None].to(model.mean.device)
+                mirrored = classify(model, extract(model, X)).cpu()
+                more[f"{part}_accuracy_mirrored"] = score(logits + mirrored, torch.from_numpy(of.y))[1]
+            table["  mean with the mirrored image's"] = tuple(more.values())
+        return run.finish(table, dataset=images.name, model=model.name, **images.sizes, val_accuracy=val_accuracy,
+                          test_accuracy=test_accuracy, test_loss=test_loss, parameters=model.size,
+                          features=features["X_train"].shape[1], **more, **model.trained_on)  # fmt: skip
 
 
 def main(argv=None):

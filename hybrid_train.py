@@ -11,6 +11,7 @@ ends, after 330 s on 2 cores of an Intel(R) Xeon(R) Processor @ 2.50GHz (Python 
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -103,8 +104,8 @@ def restore(path):
     if about.get("model") != "hybrid":
         raise runs.RunError(f"{path}: holds a {about.get('model')}, not the hybrid")
     with runs.as_written(path):
-        of, built = about["settings"], about["head"]
-        model = cnn.CNN(of["channels"], of["pool_after"], of["batch_norm"], len(about["classes"]))
+        built = about["head"]
+        model = cnn.build(SimpleNamespace(**about["settings"]), len(about["classes"]))
         network = mlp.MLP(built["sizes"], activation=built["activation"], norm=built["norm"])
         model.classifier = Head(network, 0.0, about["feature_mean"], about["feature_std"])
         model.load_state_dict({name: torch.from_numpy(value) for name, value in tensors.items()})
@@ -113,7 +114,7 @@ def restore(path):
 
 def build_head(images, s):
     """The Head that joint training begins with: new, or that of the file s.head. Raises runs.RunError."""
-    sizes = (cnn.sides(s.channels, s.pool_after)[-1] ** 2 * s.channels[-1], *s.head_hidden, len(images.classes))
+    sizes = (cnn.build(s).classifier.in_features, *s.head_hidden, len(images.classes))
     if not s.head:
         own = settings.load(mlp, **mlp.PLAIN, hidden=s.head_hidden, batch_size=s.batch_size, seed=s.seed)
         return Head(mlp.build(sizes[0], sizes[-1], own)[0], s.joint_learning_rate)
@@ -148,7 +149,8 @@ def take_backbone(path, images, s):
     if about["split_seed"] != s.split_seed:
         raise runs.RunError(f"{path}: was trained with --split-seed {about['split_seed']}: with {s.split_seed}, images that "
                             "it has learnt from would be in the validation split")  # fmt: skip
-    s.channels, s.pool_after, s.batch_norm = tuple(about["channels"]), tuple(about["pool_after"]), about["batch_norm"]
+    for name in cnn.SHAPE:
+        setattr(s, name, tuple(about[name]) if isinstance(about[name], list) else about[name])
     print(f"backbone {path}: {model.name}, trained on {about['dataset']}")
     return model.to(cnn.pick_device(s.device))
 

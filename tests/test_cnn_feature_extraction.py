@@ -11,8 +11,10 @@ import torch
 from conftest import command, environment, one_line
 from test_mlp_from_scratch import FILES, KEYS
 
+import backbone
 import cnn_feature_extraction as cnn
 import data
+import insights
 import runs
 import settings
 
@@ -20,46 +22,106 @@ R0 = (32, 64, 128, 256, 512)
 
 
 def small(seed=0, **options):
-    return cnn.CNN((4, 6), (1, 2), generator=torch.Generator().manual_seed(seed), **options)
+    return backbone.CNN((4, 6), (1, 2), generator=torch.Generator().manual_seed(seed), **options)
 
 
 def test_parameter_counts():
     # by hand: 3 x 3 x n_in x n_out weights and n_out biases each, then 512 x 3 x 3 features to 10 classes
     convolutions = 9 * (1 * 32 + 32 * 64 + 64 * 128 + 128 * 256 + 256 * 512) + sum(R0)
-    assert cnn.CNN(R0, (1, 2, 5), batch_norm=False).size == convolutions + 4608 * 10 + 10 == 1_614_090
-    assert cnn.CNN(R0, (1, 2, 5)).size == 1_614_090 + sum(R0)  # two numbers instead of a bias
+    assert backbone.CNN(R0, (1, 2, 5), batch_norm=False).size == convolutions + 4608 * 10 + 10 == 1_614_090
+    assert backbone.CNN(R0, (1, 2, 5)).size == 1_614_090 + sum(R0)  # two numbers instead of a bias
 
 
-@pytest.mark.parametrize("batch_norm", [True, False])
-@pytest.mark.parametrize("pool_after", [(1, 2, 5), (), (1, 2, 3, 4)])
-def test_the_table_of_stages_beside_the_network_itself(pool_after, batch_norm):
-    channels = (3, 4, 6, 5, 2)
-    model = cnn.CNN(channels, pool_after, batch_norm).eval()
-    rows = cnn.stages(channels, pool_after, batch_norm, 10)
+def five(*channels, **options):
+    """(parameters, multiply-adds) of the network with these settings, by the table of its stages."""
+    s = settings.load(cnn, channels=channels, **options)
+    model = backbone.build(s)
+    rows = backbone.stages(model)
     assert sum(row[2] for row in rows) == model.size
-    work = []
-    for module in model.modules():
-        if isinstance(module, torch.nn.Conv2d):
-            module.register_forward_hook(lambda m, x, y: work.append(y[0].numel() * m.weight[0].numel()))
-        if isinstance(module, torch.nn.Linear):
-            module.register_forward_hook(lambda m, x, y: work.append(m.weight.numel()))
-    model(torch.zeros(1, 1, 28, 28))
-    assert [row[3] for row in rows] == work
-    text = cnn.stage_table(channels, pool_after, batch_norm, 10).splitlines()
-    assert len(text) == 1 + 6 + 1
-    assert f"{model.size:,}" in text[-1]
-    assert f"{sum(work):,}" in text[-1]
+    text = backbone.stage_table(model).splitlines()
+    assert len(text) == 1 + len(rows) + 1
+    assert text[-1].split() == ["sum", f"{model.size:,}", f"{sum(row[3] for row in rows):,}"]
+    assert model.eval()(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+    return model.size, sum(row[3] for row in rows)
+
+
+def test_the_networks_of_the_reference_projects():
+    """Their parameters and multiply-adds, by hand: 9 or k^2 for a kernel, maps of 28, 14, 7, 3, 1 pixels after each pool."""
+    # R0: 32-64-128-256-512, pools after 1, 2, 5, no batch norm
+    weights = [9 * 32, 9 * 32 * 64, 9 * 64 * 128, 9 * 128 * 256, 9 * 256 * 512]
+    work = weights[0] * 784 + weights[1] * 196 + sum(weights[2:]) * 49 + 4608 * 10
+    assert five(*R0, pool_after=(1, 2, 5), batch_norm=False) == (sum(weights) + sum(R0) + 4608 * 10 + 10, work)
+    # R1: the same widths, batch norm, pools after 1 to 4, global average pooling, 5 x 5 kernels first
+    k = [25 * 32, 25 * 32 * 64, *weights[2:]]
+    work = k[0] * 784 + k[1] * 196 + k[2] * 49 + k[3] * 9 + k[4] * 1 + 512 * 10
+    expected = sum(k) + 2 * sum(R0) + 512 * 10 + 10, work
+    shape = {"kernel_sizes": (5, 5, 3, 3, 3), "pool_after": (1, 2, 3, 4), "reduce": "average", "pool": "average"}
+    assert five(*R0, **shape) == expected
+    # R2: five convolutions with dropout, whose last fully connected layer (128) gives the features
+    size = sum(weights) + sum(R0) + 4608 * 128 + 128 + 128 * 10 + 10
+    assert five(*R0, pool_after=(1, 2, 5), batch_norm=False, dropout=0.2, fc=(128,))[0] == size
+    # R3: two convolutions, one fully connected layer, dropout
+    size = 9 * 32 + 32 + 9 * 32 * 64 + 64 + 64 * 49 * 128 + 128 + 1290
+    assert five(32, 64, pool_after=(1, 2), batch_norm=False, fc=(128,), fc_dropout=0.4)[0] == size
+    # R4: v1 two convolutions 64-128 with batch norm; v2 two fully connected layers of 1024 with layer norm; v3 dropout 0.1
+    v1 = 9 * 64 + 9 * 64 * 128 + 2 * (64 + 128)
+    assert five(64, 128, pool_after=(1, 2))[0] == v1 + 128 * 49 * 10 + 10
+    v2 = v1 + 128 * 49 * 1024 + 1024 + 1024 * 1024 + 1024 + 4 * 1024 + 1024 * 10 + 10
+    assert five(64, 128, pool_after=(1, 2), fc=(1024, 1024), fc_norm=True)[0] == v2
+    options = {"fc": (1024, 1024), "fc_norm": True, "dropout": 0.1, "fc_dropout": 0.1}
+    assert five(64, 128, pool_after=(1, 2), **options)[0] == v2
+
+
+def test_the_options_make_the_layers_they_name():
+    options = {"activation": "gelu", "pool": "average", "kernel_sizes": (4, 5), "dropout": 0.3, "reduce": "average",
+               "fc": (7,), "fc_norm": True, "fc_dropout": 0.2}  # fmt: skip
+    model = backbone.build(settings.load(cnn, channels=(3, 5), pool_after=(2,), **options))
+    names = [type(module).__name__ for module in model.backbone]
+    assert names == ["Conv2d", "BatchNorm2d", "GELU", "Dropout", "Conv2d", "AvgPool2d", "BatchNorm2d", "GELU", "Dropout",
+                     "AdaptiveAvgPool2d", "Flatten", "Linear", "LayerNorm", "GELU", "Dropout"]  # fmt: skip
+    assert [module.p for module in model.backbone if isinstance(module, torch.nn.Dropout)] == [0.3, 0.3, 0.2]
+    assert model.features(torch.zeros(2, 1, 28, 28)).shape == (2, 7)
+    assert model.name == "CNN 3-5-7"
+    with pytest.raises(settings.SettingError, match="give one for each"):
+        cnn.check(settings.load(cnn, kernel_sizes=(3, 5)))
+
+
+@pytest.mark.parametrize(("init", "std"), [
+    ("he", (2 / 576) ** 0.5), ("xavier", (2 / (576 + 1152)) ** 0.5), ("random", 0.02),
+])  # fmt: skip
+def test_initialisation(init, std):
+    s = settings.load(cnn, channels=(64, 128), pool_after=(), init=init, init_scale=0.02)
+    weight = backbone.build(s, generator=torch.Generator().manual_seed(0)).backbone[3].weight
+    assert weight.std().item() == pytest.approx(std, rel=0.02)
+
+
+def test_learning_rates_of_each_schedule():
+    for schedule, half_way in (("triangle", 0.5), ("cosine", 0.5), ("constant", 1.0)):
+        s = settings.load(cnn, schedule=schedule, warmup=0.2, learning_rate=0.4)
+        found = [cnn.rate_at(done, s) / 0.4 for done in (0, 0.1, 0.2, 0.6)]
+        assert found == pytest.approx([0.05, 0.525, 1, half_way])
+
+
+def test_erased_squares():
+    X = torch.zeros(400, 1, 28, 28)
+    found = cnn.augment(X, False, 0, torch.Generator().manual_seed(0), erase=6)[:, 0] > 0
+    sizes = found.sum(dim=(1, 2))
+    assert set(sizes.tolist()) <= {0, 35, 36}  # a noise of exactly 0 is possible
+    assert 150 < (sizes > 0).sum() < 250
+    for image in found[sizes > 0][:20]:
+        rows, columns = image.any(dim=1).nonzero(), image.any(dim=0).nonzero()
+        assert len(rows) == len(columns) == 6 == rows[-1] - rows[0] + 1
 
 
 def test_grad_cam_by_hand():
-    model = cnn.CNN((2,), (1,), batch_norm=False, classes=3, generator=torch.Generator().manual_seed(0))
+    model = backbone.CNN((2,), (1,), batch_norm=False, classes=3, generator=torch.Generator().manual_seed(0))
     X, labels = torch.rand(4, 1, 28, 28), torch.tensor([0, 2, 1, 2])
     with torch.no_grad():
         maps = model.features(X).reshape(4, 2, 14, 14)
         weights = model.classifier.weight[labels].reshape(4, 2, 14, 14).mean(dim=(2, 3))  # a linear classifier's gradient
     heat = (weights[:, :, None, None] * maps).sum(dim=1).clamp(min=0)
     expected = torch.nn.functional.interpolate(heat[:, None], scale_factor=2, mode="bilinear")[:, 0]
-    found = cnn.grad_cam(model, X, labels)
+    found = insights.grad_cam(model, X, labels)
     assert torch.allclose(found, expected, rtol=1e-4, atol=1e-6)
     assert found.max() > 0
 
@@ -67,7 +129,7 @@ def test_grad_cam_by_hand():
 def test_the_last_stages_maps_are_the_features():
     model = small().eval()
     X = torch.rand(3, 1, 28, 28)
-    maps = cnn.stage_maps(model, X)
+    maps = insights.stage_maps(model, X)
     assert [values.shape for values in maps.values()] == [(3, 4, 14, 14), (3, 6, 7, 7)]
     assert np.allclose(maps["convolution 2"].reshape(3, -1), cnn.extract(model, X).numpy(), atol=1e-6)
 
@@ -106,8 +168,8 @@ def test_a_gpu_without_enough_memory_is_one_line(digits, monkeypatch):
     ((1, 2, 5), [14, 7, 7, 7, 3]), ((), [28] * 5), ((1, 2, 3, 4), [14, 7, 3, 1, 1]),
 ])  # fmt: skip
 def test_sides(pool_after, expected):
-    assert cnn.sides(R0, pool_after) == expected
-    features = cnn.extract(cnn.CNN((2,) * 5, pool_after), torch.zeros(1, 1, 28, 28))
+    assert backbone.sides(R0, pool_after) == expected
+    features = cnn.extract(backbone.CNN((2,) * 5, pool_after), torch.zeros(1, 1, 28, 28))
     assert features.shape == (1, 2 * expected[-1] ** 2)
 
 
@@ -117,12 +179,7 @@ def test_sides(pool_after, expected):
 ])  # fmt: skip
 def test_an_impossible_stack(channels, pool_after, said):
     with pytest.raises(settings.SettingError, match=said):
-        cnn.sides(channels, pool_after)
-
-
-def test_he_initialisation():
-    weight = cnn.CNN((64, 64), (), generator=torch.Generator().manual_seed(0)).backbone[3].weight
-    assert weight.std().item() == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.02)
+        backbone.sides(channels, pool_after)
 
 
 def test_the_features_are_those_of_convolution_max_pooling_norm_and_relu():
@@ -148,7 +205,7 @@ def test_training_steps_by_hand(digits, tmp_path):
     """Three steps of SGD with Nesterov momentum, weight decay, smoothing, the triangle and the average, by hand."""
     s = tiny(epochs=1, batch_size=500, learning_rate=0.1, flip=False, shift=0, average=0.9, batch_norm=False)
     X, y = torch.from_numpy(digits.train.X[:1500])[:, None], torch.from_numpy(digits.train.y[:1500])
-    model = cnn.CNN((4,), (1,), False, generator=torch.Generator().manual_seed(0))
+    model = backbone.CNN((4,), (1,), False, generator=torch.Generator().manual_seed(0))
     params = [p.detach().clone().requires_grad_() for p in model.parameters()]
     mean, velocity = [p.detach().clone() for p in params], [torch.zeros_like(p) for p in params]
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(1))
@@ -176,7 +233,7 @@ def test_augmentation_is_drawn_afresh_for_every_batch(digits, monkeypatch):
     original = cnn.augment
     monkeypatch.setattr(cnn, "augment", lambda *arguments: calls.append(original(*arguments)) or calls[-1])
     X, y = torch.from_numpy(digits.train.X[:64])[:, None], torch.from_numpy(digits.train.y[:64])
-    model = cnn.CNN((4,), (1,), generator=torch.Generator().manual_seed(0))
+    model = backbone.CNN((4,), (1,), generator=torch.Generator().manual_seed(0))
     s, generator = tiny(epochs=2, batch_size=64), torch.Generator().manual_seed(1)
     cnn.fit(model, X, y, X, y, s, torch.float32, generator, lambda row: None)
     assert len(calls) == 2
