@@ -8,6 +8,7 @@ import shlex
 import pytest
 from conftest import ROOT, SCRIPTS
 
+import backbone
 import benchmark
 import cnn_feature_extraction
 import data
@@ -99,6 +100,15 @@ def test_the_committed_results_are_of_real_runs(script):
 def test_the_hybrids_cnn_is_the_one_of_the_row_above():
     hybrid, alone = results("hybrid_train"), results("cnn_feature_extraction")
     assert (hybrid["cnn_val_accuracy"], hybrid["cnn_test_accuracy"]) == (alone["val_accuracy"], alone["test_accuracy"])
+
+
+def test_the_other_projects_cnns_have_the_parameters_that_are_told():
+    rows = re.findall(r"\| ([\d,]+) \| `python cnn_feature_extraction.py ([^`]*)` \|$", README, re.MULTILINE)
+    rows = [(parameters, flags) for parameters, flags in rows if "--output-dir" not in flags]
+    assert len(rows) == 7
+    for parameters, flags in rows:
+        s = settings.parse(cnn_feature_extraction, data, runs, argv=shlex.split(flags))
+        assert f"{backbone.build(s).size:,}" == parameters
 
 
 def test_every_command_in_the_readme_is_one_that_the_scripts_take():
