@@ -391,8 +391,9 @@ def speed(found, names):
     fig, axes = figure(title, 13, 4.2, ncols=3, width_ratios=(5, 4, 3))
     ax, sides = axes[0, 0], list(found["ratios"])
     values, goals = (np.array([found[key][side] for side in sides]) for key in ("ratios", "goals"))
-    bars = ax.barh(range(len(sides)), values, color=[RIGHT if met else VAL for met in values <= goals])
-    ax.bar_label(bars, fmt="%.2f", padding=4, fontsize=9)
+    ax.barh(range(len(sides)), values, color=[RIGHT if met else VAL for met in values <= goals])
+    for place, (value, goal) in enumerate(zip(values, goals, strict=True)):
+        ax.text(max(value, goal) + 0.04, place, f"{value:.2f}", va="center", fontsize=9)
     ax.vlines(goals, np.arange(len(sides)) - 0.4, np.arange(len(sides)) + 0.4, color="black", linestyle="--", label="wanted")
     ax.axvline(1, color=GREY, linewidth=0.8)
     ax.set_yticks(range(len(sides)), [textwrap.fill(names[side], 20) for side in sides])
@@ -410,5 +411,5 @@ def speed(found, names):
         ax.set(xlabel={"batch_size": "batch size", "hidden": "hidden layers"}[what], ylim=(0, None), ylabel="ours / theirs")
         ax.margins(x=0.15)
         ax.grid(alpha=0.25)
-    axes[0, 1].legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+    axes[0, 1].legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1))
     return fig
