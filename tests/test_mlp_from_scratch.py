@@ -369,7 +369,7 @@ def test_a_learning_rate_that_diverges(run_script, tmp_path):
     flags = ("--dataset", "digits", "--optimizer", "sgd", "--learning-rate", 1e6)
     assert "--weight-decay 0.1: with --learning-rate" in one_line(run_script("mlp_from_scratch", *flags), 2)
     line = one_line(run_script("mlp_from_scratch", *flags, "--weight-decay", 0), 1)
-    assert "the loss became" in line
+    assert "loss became" in line  # of training or validation, as the processor rounds
     assert "lower --learning-rate" in line
 
 
