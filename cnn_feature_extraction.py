@@ -382,7 +382,7 @@ def run(s):
         test_loss, test_accuracy = score(test, torch.from_numpy(images.test.y))
 
         title = f"{model.name} on {images.name}"
-        run.save({"curves.png": plots.curves(history, title, s.flip or s.shift, s.label_smoothing)})
+        run.save({"curves.png": plots.curves(history, title, s.flip or s.shift or s.erase, s.label_smoothing)})
         run.save(plots.evaluation(images.test.X, images.test.y, test.softmax(1).numpy(), images.classes, title))
         run.save(insights.figures(model, images, features, test, title))
         table, more = {model.name: (val_accuracy, test_accuracy)}, {}

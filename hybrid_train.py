@@ -182,7 +182,7 @@ def run(s):
             model, history = cnn.train(images, s, run, "cnn_history.csv")
             cnn.save(run.path / "backbone.safetensors", model, images, s)
             title = f"{model.name} on {images.name}"
-            run.save({"cnn_curves.png": plots.curves(history, title, s.flip or s.shift, s.label_smoothing)})
+            run.save({"cnn_curves.png": plots.curves(history, title, s.flip or s.shift or s.erase, s.label_smoothing)})
             kept = run.path / "features.npz"
         features = cnn.cached_features(kept, model, images)
         cnn_val, cnn_test = (cnn.classify(model, features[f"X_{part}"]).cpu().numpy() for part in ("val", "test"))
@@ -227,14 +227,13 @@ def run_jointly(images, s, start):
         model, history = cnn.train(images, s, run, "history.csv", start, head)
         save(run.path / "hybrid.safetensors", model, about_all(images, s))
         name = f"{model.name} + NumPy MLP {head.network.name}"
-        splits = [(torch.from_numpy(part.X)[:, None].to(model.mean.device), torch.from_numpy(part.y))
-                  for part in (images.val, images.test)]  # fmt: skip
-        (_, val_accuracy), (test_loss, test_accuracy) = (
-            cnn.score(cnn.classify(model, cnn.extract(model, X)).cpu(), y) for X, y in splits)  # fmt: skip
-        test = cnn.classify(model, cnn.extract(model, splits[1][0])).cpu().numpy()
+        val, test = (cnn.classify(model, cnn.extract(model, torch.from_numpy(part.X)[:, None].to(model.mean.device))).cpu()
+                     for part in (images.val, images.test))  # fmt: skip
+        _, val_accuracy = cnn.score(val, torch.from_numpy(images.val.y))
+        test_loss, test_accuracy = cnn.score(test, torch.from_numpy(images.test.y))
         title = f"{name}, trained together, on {images.name}"
-        run.save({"curves.png": plots.curves(history, title, s.flip or s.shift, s.label_smoothing)})
-        run.save(plots.evaluation(images.test.X, images.test.y, layers.softmax(test), images.classes, title))
+        run.save({"curves.png": plots.curves(history, title, s.flip or s.shift or s.erase, s.label_smoothing)})
+        run.save(plots.evaluation(images.test.X, images.test.y, test.softmax(1).numpy(), images.classes, title))
         size = sum(p.numel() for p in model.backbone.parameters()) + len(head.network.params)
         return run.finish({f"{name}, trained together": (val_accuracy, test_accuracy)}, dataset=images.name, model=name,
                           **images.sizes, val_accuracy=val_accuracy, test_accuracy=test_accuracy, test_loss=test_loss,

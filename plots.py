@@ -173,19 +173,14 @@ def learning_rate(rates, steps, title):
 
 def first_layer(W, shape, title, most=64):
     """The weights of the first `most` neurons of the first layer as images. W (pixels, neurons), shape (28, 28)."""
-    count, (height, width) = min(most, W.shape[1]), shape
+    count = min(most, W.shape[1])
     columns = min(16, count)
     rows = -(-count // columns)
-    mosaic = np.full((rows * (height + 2), columns * (width + 2)), np.nan)  # one picture: many axes take seconds to draw
-    for i, w in enumerate(W.T[:count]):
-        top, left = i // columns * (height + 2), i % columns * (width + 2)
-        mosaic[top : top + height, left : left + width] = w.reshape(shape)
     some = f"{count} of the " if count < W.shape[1] else "the "
     fig, axes = figure(f"{title}\nweights of {some}first layer's {W.shape[1]:,} neurons", 0.75 * max(columns, 9),
                        0.75 * rows + 1.15)  # fmt: skip
-    axes[0, 0].axis("off")
     limit = np.quantile(np.abs(W[:, :count]), 0.995)  # of all: a single large weight would make the rest grey
-    shown = axes[0, 0].imshow(mosaic, cmap="RdBu_r", vmin=-limit, vmax=limit)
+    shown = tiles(axes[0, 0], W.T[:count].reshape(count, *shape), columns, cmap="RdBu_r", vmin=-limit, vmax=limit)
     bar = fig.colorbar(shown, ax=axes, location="bottom", shrink=0.5, aspect=50, pad=0.02)
     bar.ax.tick_params(labelsize=9)
     bar.set_label("weight", fontsize=9)
@@ -295,7 +290,10 @@ def reliability(y, probabilities, title):
 
 
 def tiles(ax, pictures, columns, **options):
-    """Pictures (N, height, width) side by side on one axes, `columns` in a row; returns what imshow does."""
+    """Pictures (N, height, width) side by side on one axes, `columns` in a row; returns what imshow does.
+
+    One picture of all, since many axes take seconds to draw.
+    """
     n, height, width = pictures.shape
     mosaic = np.full((-(-n // columns) * (height + 1) - 1, columns * (width + 1) - 1), np.nan)
     for i, picture in enumerate(pictures):

@@ -88,7 +88,7 @@ def test_calibration_by_hand():
 def test_the_first_layers_weights_stand_where_they_belong():
     W = np.arange(4 * 3, dtype=float).reshape(4, 3)  # 2 x 2 pixels, 3 neurons
     picture = plots.first_layer(W, (2, 2), "title").axes[0].images[0].get_array()
-    assert picture[:2, 4:6].tolist() == [[1, 4], [7, 10]]
+    assert picture[:2, 3:5].tolist() == [[1, 4], [7, 10]]
 
 
 def test_the_doctors_figure_draws_a_line_for_each_layer():
