@@ -166,18 +166,6 @@ def alone(name, s):
     return {"seconds": seconds, "mebibytes": json.loads(result.stdout)}
 
 
-def peak_memory():
-    """Of this process so far, in MiB; None where the system does not tell."""
-    status = Path("/proc/self/status")  # Linux; getrusage there begins with the peak of the process that started this one
-    if status.exists():
-        return int(status.read_text().split("VmHWM:")[1].split()[0]) / 2**10
-    try:
-        import resource  # which Windows lacks
-    except ImportError:
-        return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # bytes on macOS
-
-
 def images(s):
     """The training images (N, 784) and labels (N,), all of them in memory."""
     train = data.load(s.dataset, s.data_dir, s.offline_fallback, s.split_seed).train
@@ -244,7 +232,7 @@ def main(argv=None):
             limit_torch(s.alone, s.threads)
             epoch, _ = SIDES[s.alone](*images(s), HIDDEN, BATCH_SIZE)
             epoch()
-        print(json.dumps(peak_memory()))
+        print(json.dumps(runs.peak_memory()))
         return
     limit_torch("torch", s.threads)
     import plots

@@ -35,7 +35,7 @@ import settings
 from backbone import SHAPE, build, layout, sides, stage_table
 
 # ---- settings: edit here, or override any of them on the command line (--epochs 5) ----
-EPOCHS = 12  # passes over the training set, in [1, inf)
+EPOCHS = 10  # passes over the training set, in [1, inf)
 BATCH_SIZE = 256  # images in each step, in [1, inf)
 CHANNELS = (32, 48, 96, 96, 192)  # output channels of each convolution, in [1, inf)
 KERNEL_SIZES = (3,)  # of each convolution, in pixels; a single one is for all, in [1, 27]
@@ -61,11 +61,14 @@ LABEL_SMOOTHING = 0.1  # the share of each label that is spread over all classes
 FLIP = True  # show half of the training images mirrored, drawn anew in each epoch
 SHIFT = 1  # move each training image by up to so many pixels, drawn anew in each epoch, in [0, 27]
 ERASE = 0  # side of a square of noise in half of the training images, in pixels, drawn anew in each epoch, in [0, 28]
-FLIP_AVERAGE = False  # also tell the accuracies with the mean of the logits of each image and its mirror image
+FLIP_AVERAGE = True  # with FLIP, also tell the accuracies by the mean of the logits of each image and its mirror image
 AVERAGE = 0.995  # decay of the running average of the weights, which is what is evaluated and saved, in [0, 1)
 DEVICE = "auto"  # where to train; auto takes the first that is there: {auto, cuda, mps, cpu}
 PRECISION = "auto"  # of the training's convolutions; auto takes what is faster here: {auto, float32, bfloat16}
+COMPILE = False  # let torch.compile put layers together; it needs a C++ compiler, and longer trainings than these to pay
+RESUME = ""  # the folder of a run that was stopped, to take it up again with its own settings, on a CPU bit for bit
 SEED = 0  # of the initial weights, the order of the batches and the augmentation, in [0, inf)
+SEEDS = 1  # runs, one for each seed from SEED on; metrics.json then has means, deviations and single values; in [1, 1000]
 QUICK = False  # a tour of half a minute: 4 epochs at most, on a subset; its figures are only a tour's
 # ----
 
@@ -164,68 +167,137 @@ def rate_at(done, s):
     return s.learning_rate * {"cosine": (1 + math.cos(math.pi * fall)) / 2, "constant": 1.0}[s.schedule]
 
 
-def fit(model, X, y, X_val, y_val, s, dtype, generator, log, after_step=lambda share: None):
-    """Train `model`, which is on the device of the tensors X (N, 1, 28, 28) and y (N,), with the settings `s`.
+def generator(device, seed, *purpose):
+    """A torch.Generator on the device; other whole numbers as its purpose give another, independent one."""
+    return torch.Generator(device).manual_seed(int(np.random.SeedSequence(seed, spawn_key=purpose).generate_state(1)[0]))
 
-    By default SGD with Nesterov momentum, the learning rate a triangle (Smith and Topin 2018). `log` gets a row (a dict of
-    runs.COLUMNS) after each epoch: training columns are means over its augmented batches, with label smoothing;
-    validation is of the averaged weights, without. `after_step` is called in each step with the learning rate's share of
-    the highest. Of several processes (torchrun), each takes a part of every batch; their gradients are averaged, and batch
-    normalisation goes by each one's part. Returns (the averaged model, the rows as columns). Raises runs.Diverged.
+
+class Training:
+    """A training of `model`, on its device, with the settings `s`, and all that changes while it goes on.
+
+    What `arrays` and `about` return after an epoch, `take_up` puts into a new Training. On a CPU it then goes on bit for bit
+    as if never stopped, since what an epoch draws depends on the seed and the epoch's number alone.
+
+    head: the model's classifier, where that is a module with a method `step`, by which it learns. Of several processes
+    (torchrun), each takes a part of every batch; their gradients are averaged, and batch normalisation goes by each one's
+    part.
     """
 
-    def average(averages, values, _):
-        weight = 1 - min(s.average, (1 + step) / (10 + step))  # forgets faster at the start, with little to remember
+    def __init__(self, model, s, dtype=torch.float32, head=None):
+        self.model, self.s, self.dtype, self.head = model, s, dtype, head
+        self.rank, self.world = processes()
+        self.network = DistributedDataParallel(model) if self.world > 1 else torch.compile(model) if s.compile else model
+        self.averaged = AveragedModel(model, multi_avg_fn=self.average, use_buffers=True)
+        self.optimizer = optimizer_of(model.parameters(), s)
+        self.steps = 0  # done so far
+        self.history = {column: [] for column in runs.COLUMNS}
+
+    def average(self, averages, values, _):
+        weight = 1 - min(self.s.average, self.steps / (9 + self.steps))  # forgets faster at the start: little to remember
         for mean, value in zip(averages, values, strict=True):
             mean.copy_(mean.lerp(value, weight) if mean.is_floating_point() else value)
 
-    rank, world = processes()
-    own_generator = torch.Generator(y.device).manual_seed(rank) if world > 1 else generator  # all keep to the same order
-    model.train()
-    parallel = DistributedDataParallel(model) if world > 1 else model
-    averaged = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
-    optimizer = optimizer_of(model.parameters(), s)
-    history = {column: [] for column in runs.COLUMNS}
-    steps_in_epoch = math.ceil(len(y) / s.batch_size)
-    with tqdm(total=s.epochs * steps_in_epoch, disable=bool(rank) or None, leave=False, unit="batch") as bar:
-        for epoch in range(1, s.epochs + 1):
-            start = time.perf_counter()
-            loss_sum, correct = torch.zeros(2, device=y.device)
-            order = torch.randperm(len(y), generator=generator, device=y.device)
-            batches = order.split(s.batch_size)
-            if len(batches[-1]) < world * (1 + s.batch_norm) and len(batches) > 1:
-                batches = batches[:-1]  # each process needs an image, or two, since one has no variance to normalise by
-            for step, batch in enumerate(batches, (epoch - 1) * steps_in_epoch):
-                rate = rate_at(step / bar.total, s)
-                optimizer.param_groups[0]["lr"] = rate
-                own = batch[rank::world]
-                x = layout(augment(X[own], s.flip, s.shift, own_generator, s.erase))
-                with torch.autocast(y.device.type, torch.bfloat16, enabled=dtype is torch.bfloat16):
-                    logits = parallel(x)
-                    loss = F.cross_entropy(logits, y[own], label_smoothing=s.label_smoothing)
-                    loss = loss * (len(own) * world / len(batch))  # the processes' mean is then that of the whole batch
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                after_step(rate / s.learning_rate)
-                averaged.update_parameters(model)
-                loss_sum += loss.detach() * len(batch) / world
-                correct += (logits.argmax(1) == y[own]).sum()
-                bar.update()
-            if world > 1:
-                dist.all_reduce(loss_sum)
-                dist.all_reduce(correct)
-            seen = sum(map(len, batches))
-            val_loss, val_accuracy = score(classify(averaged.module, extract(averaged.module, X_val, dtype)), y_val)
-            if not math.isfinite(loss_sum + val_loss):
-                what = f"the loss became {loss_sum + val_loss:g} in epoch {epoch}, at learning rate {rate:g}"
-                raise runs.Diverged(f"{what}: lower it")
-            values = epoch, float(loss_sum) / seen, float(correct) / seen, val_loss, val_accuracy, rate
-            row = dict(zip(runs.COLUMNS, (*values, time.perf_counter() - start), strict=True))
-            log(row)
-            for column, value in row.items():
-                history[column].append(value)
-    return averaged.module, history
+    def arrays(self):
+        """{name: NumPy array}"""
+        parts = {"model": self.model, "averaged": self.averaged}
+        tensors = {f"{part}.{name}": value for part, of in parts.items() for name, value in of.state_dict().items()}
+        for number, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{number}.{name}": value for name, value in state.items() if torch.is_tensor(value)}
+        own = {name: value.cpu().contiguous().numpy() for name, value in tensors.items()}
+        return own | ({f"head.{name}": array for name, array in self.head.arrays().items()} if self.head else {})
+
+    def about(self):
+        """The rest, as a dict for JSON."""
+        return {"model": "cnn training", "epoch": len(self.history["epoch"]), "steps": self.steps, "history": self.history,
+                "precision": str(self.dtype).removeprefix("torch.")}  # fmt: skip
+
+    def take_up(self, tensors, about):
+        """Go on from what `arrays` and `about` have returned. Raises RuntimeError or KeyError where that does not fit."""
+        of = {part: {name.removeprefix(f"{part}."): array for name, array in tensors.items() if name.startswith(f"{part}.")}
+              for part in ("model", "averaged", "optimizer", "head")}  # fmt: skip
+        for part in ("model", "averaged"):
+            getattr(self, part).load_state_dict({name: torch.from_numpy(array) for name, array in of[part].items()})
+        parameters, state = self.optimizer.param_groups[0]["params"], {}
+        for name, array in of["optimizer"].items():
+            number, name = name.split(".", 1)
+            value = torch.from_numpy(array)
+            like = parameters[int(number)]
+            if value.shape == like.shape:  # in the same order in memory, so that the same instructions work on it
+                value = torch.empty_like(like, requires_grad=False).copy_(value)
+            state.setdefault(int(number), {})[name] = value
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
+        if self.head:
+            self.head.take_up(of["head"])
+        self.steps, self.history, self.dtype = about["steps"], about["history"], getattr(torch, about["precision"])
+
+    def step(self, x, y, share, rate):
+        """One step on images x (n, 1, 28, 28), y (n,): (loss, how many were right), tensors.
+
+        share: this process's part of the batch, times the number of processes; its loss counts as much.
+        """
+        self.optimizer.param_groups[0]["lr"] = rate
+        with torch.autocast(y.device.type, torch.bfloat16, enabled=self.dtype is torch.bfloat16):
+            logits = self.network(x)
+            loss = F.cross_entropy(logits, y, label_smoothing=self.s.label_smoothing)
+            loss = loss * share  # the processes' mean is then that of the whole batch
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        if self.head:
+            self.head.step(rate / self.s.learning_rate)
+        self.steps += 1
+        self.averaged.update_parameters(self.model)
+        return loss.detach(), (logits.argmax(1) == y).sum()
+
+    def one_epoch(self, X, y, done=lambda: None):
+        """(mean loss, accuracy, last learning rate) of an epoch on X (N, 1, 28, 28), y (N,); `done` after each step.
+
+        Mean over its augmented batches while the weights move, with label smoothing.
+        """
+        s, rank, world, epoch = self.s, self.rank, self.world, len(self.history["epoch"])
+        own = generator(y.device, s.seed, epoch, rank + 1)
+        torch.manual_seed(own.initial_seed())  # of nn.Dropout, which takes no generator
+        batches = torch.randperm(len(y), generator=generator(y.device, s.seed, epoch), device=y.device).split(s.batch_size)
+        total = s.epochs * len(batches)
+        if len(batches[-1]) < world * (1 + s.batch_norm) and len(batches) > 1:
+            batches = batches[:-1]  # each process needs an image, or two, since one has no variance to normalise by
+        self.model.train()
+        loss_sum, correct = torch.zeros(2, device=y.device)
+        for number, batch in enumerate(batches, epoch * (total // s.epochs)):
+            mine, rate = batch[rank::world], rate_at(number / total, s)
+            x = layout(augment(X[mine], s.flip, s.shift, own, s.erase))
+            loss, right = self.step(x, y[mine], len(mine) * world / len(batch), rate)
+            loss_sum += loss * len(batch) / world
+            correct += right
+            done()
+        if world > 1:
+            dist.all_reduce(loss_sum)
+            dist.all_reduce(correct)
+        seen = sum(map(len, batches))
+        return float(loss_sum) / seen, float(correct) / seen, rate
+
+    def run(self, X, y, X_val, y_val, log, keep=lambda: None):
+        """Train to the last epoch. X (N, 1, 28, 28), y (N,), X_val, y_val: tensors on the model's device.
+
+        After each epoch `keep` is called, and `log` gets a row (a dict of runs.COLUMNS), its validation columns those of the
+        averaged weights. Raises runs.Diverged.
+        """
+        total, before = (n * math.ceil(len(y) / self.s.batch_size) for n in (self.s.epochs, len(self.history["epoch"])))
+        with tqdm(total=total, initial=before, disable=bool(self.rank) or None, leave=False, unit="batch") as bar:
+            for epoch in range(len(self.history["epoch"]) + 1, self.s.epochs + 1):
+                start = time.perf_counter()
+                train_loss, train_accuracy, rate = self.one_epoch(X, y, bar.update)
+                logits = classify(self.averaged.module, extract(self.averaged.module, X_val, self.dtype))
+                val_loss, val_accuracy = score(logits, y_val)
+                if not math.isfinite(train_loss + val_loss):
+                    what = f"the loss became {train_loss + val_loss:g} in epoch {epoch}, at learning rate {rate:g}"
+                    raise runs.Diverged(f"{what}: lower it")
+                values = epoch, train_loss, train_accuracy, val_loss, val_accuracy, rate, time.perf_counter() - start
+                row = dict(zip(runs.COLUMNS, values, strict=True))
+                for column, value in row.items():
+                    self.history[column].append(value)
+                keep()
+                log(row)
 
 
 @torch.no_grad()
@@ -234,6 +306,11 @@ def extract(model, X, dtype=torch.float32):
     model.eval()
     with torch.autocast(X.device.type, torch.bfloat16, enabled=dtype is torch.bfloat16):
         return torch.cat([model.features(layout(x)).float() for x in X.split(500)])
+
+
+def features_of(model, X):
+    """The same of images X (N, 28, 28), a NumPy array; a tensor on the model's device."""
+    return extract(model, torch.from_numpy(np.ascontiguousarray(X))[:, None].to(model.mean.device))
 
 
 @torch.no_grad()
@@ -245,6 +322,16 @@ def classify(model, features):
 def score(logits, y):
     """(cross-entropy, accuracy) of logits (N, classes) against labels (N,)."""
     return F.cross_entropy(logits, y).item(), (logits.argmax(1) == y).double().mean().item()
+
+
+def with_mirrored(model, images, val, test):
+    """{"val_accuracy_mirrored": ..., "test_...": ...} of the logits val, test (N, classes) plus those of mirrored images."""
+    found = {}
+    for part, logits in (("val", val), ("test", test)):
+        of = getattr(images, part)
+        mirrored = classify(model, features_of(model, of.X[:, :, ::-1])).cpu()
+        found[f"{part}_accuracy_mirrored"] = score(logits + mirrored, torch.from_numpy(of.y))[1]
+    return found
 
 
 def save(path, model, images, s):
@@ -294,7 +381,7 @@ def cached_features(path, model, images):
     features = {}
     for part in parts:
         split = getattr(images, part)
-        features[f"X_{part}"] = extract(model, torch.from_numpy(split.X)[:, None].to(model.mean.device)).cpu().numpy()
+        features[f"X_{part}"] = features_of(model, split.X).cpu().numpy()
         features[f"y_{part}"], features[f"index_{part}"] = split.y, split.index
     try:
         with runs.whole(path) as part, part.open("wb") as file:
@@ -306,39 +393,39 @@ def cached_features(path, model, images):
 
 
 def train(images, s, run, history="history.csv", start=None, head=None):
-    """A CNN with the settings `s` of this script, trained on images.train: (model, history).
+    """A CNN with the settings `s` of this script, trained on images.train: (model, history), the latter {column: [...]}.
 
-    It begins as the CNN `start`, else with new weights. Where there is a `head`, an nn.Module (N, features) -> (N, classes)
-    with a method `step`, it takes the place of the linear classifier. Raises settings.SettingError for a device that is not
-    there, and runs.RunError where a GPU's memory does not suffice.
+    It begins as the CNN `start`, else with new weights; with s.resume, it goes on from the checkpoint there. A `head` (see
+    Training) takes the place of the linear classifier. Raises settings.SettingError for a device that is not there, and
+    runs.RunError where a GPU's memory does not suffice or the checkpoint does not fit.
     """
     device = pick_device(s.device)
-    init, shuffle = np.random.SeedSequence(s.seed).generate_state(2)  # two streams: one does not change the other
     mean, std = data.statistics(images.train.X)
-    generator = torch.Generator().manual_seed(int(init))
-    model = start or build(s, len(images.classes), mean, std, generator)
-    torch.manual_seed(int(shuffle))  # of nn.Dropout, which takes no generator
+    model = start or build(s, len(images.classes), mean, std, generator("cpu", s.seed))
     if head:
         model.classifier = head
     model = model.to(device)
     if device.type != "mps":
         model = model.to(memory_format=torch.channels_last)
-    dtype = pick_precision(s.precision, model, device)
-    trained_on = {"device": device.type, "precision": str(dtype).removeprefix("torch.")}  # what auto has come to
+    training = Training(model, s, pick_precision(s.precision, model, device), head)
+    split = data.digest(images.train.index, images.train.y)
+    if s.resume:
+        runs.take_up(training, s, split)
+        run.go_on(training.history, history)
+    trained_on = {"device": device.type, "precision": training.about()["precision"]}  # what auto has come to
     if not head:
         print(stage_table(model))
     print(f"{model.name}: {model.size:,} parameters, on {trained_on['device']} in {trained_on['precision']}")
     tensors = [torch.from_numpy(a).to(device) for part in (images.train, images.val) for a in (part.X[:, None], part.y)]
-    generator = torch.Generator(device).manual_seed(int(shuffle))
-    log, after_step = (lambda row: run.log(row, history)), (head.step if head else lambda share: None)
     try:
-        model, history = fit(model, *tensors, s, dtype, generator, log, after_step)
+        training.run(*tensors, lambda row: run.log(row, history), lambda: run.keep(training, split))
     except torch.cuda.OutOfMemoryError:
         smaller = max(1, s.batch_size // 2)
         message = f"the GPU's memory is too small for --batch-size {s.batch_size}: try --batch-size {smaller}"
         raise runs.RunError(message) from None
+    model = training.averaged.module
     model.trained_on = trained_on
-    return model, history
+    return model, training.history
 
 
 def check(s):
@@ -349,6 +436,8 @@ def check(s):
     side = sides(s.channels, s.pool_after)[-1]
     if s.batch_norm and s.batch_size == 1 and side == 1:
         raise settings.SettingError("--batch-size 1: batch normalisation of 1 x 1 maps needs 2 images or more")
+    if s.seeds > 1 and processes()[1] > 1:
+        raise settings.SettingError(f"--seeds {s.seeds}: torchrun trains one at a time; give it --seed")
     pick_device(s.device)
 
 
@@ -367,8 +456,9 @@ def run(s):
         tour(s)
     rank, world = processes()
     if rank:  # the first process reports and writes; the others only train
+        silent = SimpleNamespace(**dict.fromkeys(("log", "keep", "go_on"), lambda *whatever: None))
         with contextlib.redirect_stdout(io.StringIO()):
-            train(images, s, SimpleNamespace(log=lambda *row: None))
+            train(images, s, silent)
         dist.destroy_process_group()
         return None
     with runs.Run("cnn_feature_extraction", s) as run:
@@ -386,12 +476,8 @@ def run(s):
         run.save(plots.evaluation(images.test.X, images.test.y, test.softmax(1).numpy(), images.classes, title))
         run.save(insights.figures(model, images, features, test, title))
         table, more = {model.name: (val_accuracy, test_accuracy)}, {}
-        if s.flip_average:
-            for part, logits in (("val", val), ("test", test)):
-                of = getattr(images, part)
-                X = torch.from_numpy(of.X[:, :, ::-1].copy())[:, None].to(model.mean.device)
-                mirrored = classify(model, extract(model, X)).cpu()
-                more[f"{part}_accuracy_mirrored"] = score(logits + mirrored, torch.from_numpy(of.y))[1]
+        if s.flip and s.flip_average:
+            more = with_mirrored(model, images, val, test)
             table["  mean with the mirrored image's"] = tuple(more.values())
         return run.finish(table, dataset=images.name, model=model.name, **images.sizes, val_accuracy=val_accuracy,
                           test_accuracy=test_accuracy, test_loss=test_loss, parameters=model.size,
@@ -399,7 +485,7 @@ def run(s):
 
 
 def main(argv=None):
-    run(settings.parse(sys.modules[__name__], data, runs, argv=argv))
+    runs.over_seeds("cnn_feature_extraction", run, settings.parse(sys.modules[__name__], data, runs, argv=argv))
 
 
 if __name__ == "__main__":

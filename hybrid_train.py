@@ -81,6 +81,15 @@ class Head(nn.Module):
         self.network.params[:] = self.params.cpu().numpy()
         return torch.tensor(self.network.logits(features.detach().cpu().numpy()), device=features.device)
 
+    def arrays(self):
+        """{name: array}: all that it needs to go on learning, besides its buffer."""
+        return {"moments": self.optimizer.state, "t": np.array(self.optimizer.t)}
+
+    def take_up(self, arrays):
+        """Go on from what `arrays` has returned and from what the buffer holds."""
+        self.optimizer.state[...], self.optimizer.t = arrays["moments"], int(arrays["t"])
+        self.network.params[:] = self.params.cpu().numpy()
+
     def step(self, share=1.0):
         """One step at `share` of the learning rate, along the gradient that backward has left."""
         self.optimizer.step(share * self.learning_rate)
@@ -132,10 +141,14 @@ def train_head(features, classes, s, run):
     for part in ("train", "val", "test"):  # in place: these are the largest arrays of the job
         features[f"X_{part}"] -= np.float32(mean)
         features[f"X_{part}"] /= np.float32(std)
-    head = settings.load(mlp, **mlp.PLAIN, epochs=s.head_epochs, batch_size=s.head_batch_size, hidden=s.head_hidden,
-                         learning_rate=s.head_learning_rate, seed=s.seed)  # fmt: skip
     X, y, X_val, y_val = (features[name] for name in ("X_train", "y_train", "X_val", "y_val"))
-    return *mlp.train(X, y, X_val, y_val, len(classes), head, run.log), mean, std
+    return *mlp.train(X, y, X_val, y_val, len(classes), head_settings(s), run.log), mean, std
+
+
+def head_settings(s):
+    """The settings of mlp_from_scratch.py by which the MLP learns from features."""
+    return settings.load(mlp, **mlp.PLAIN, epochs=s.head_epochs, batch_size=s.head_batch_size, hidden=s.head_hidden,
+                         learning_rate=s.head_learning_rate, seed=s.seed)  # fmt: skip
 
 
 def take_backbone(path, images, s):
@@ -155,6 +168,12 @@ def take_backbone(path, images, s):
     return model.to(cnn.pick_device(s.device))
 
 
+def tour(s):
+    """The settings of --quick."""
+    cnn.tour(s)
+    s.head_epochs, s.head_batch_size = min(s.head_epochs, 3), min(s.head_batch_size, 32)
+
+
 def run(s):
     """The whole job with the settings `s`: backbone, features, head, test, save. Returns what metrics.json holds."""
     cnn.check(s)
@@ -169,8 +188,7 @@ def run(s):
         raise settings.SettingError(f"--output-dir {s.output_dir}: is the backbone's own folder; name another")
     images = data.load(s.dataset, s.data_dir, s.offline_fallback, s.split_seed, s.quick)
     if s.quick:
-        cnn.tour(s)
-        s.head_epochs, s.head_batch_size = min(s.head_epochs, 3), min(s.head_batch_size, 32)
+        tour(s)
     model = take_backbone(s.backbone, images, s) if s.backbone else None
     if s.training == "joint":
         return run_jointly(images, s, model)
@@ -191,9 +209,8 @@ def run(s):
         about = {"dataset": images.name, "classes": images.classes, "mean": mean, "std": std, "split_seed": s.split_seed}
         mlp.save(run.path / "head.safetensors", head, about)
         val, test = head.logits(features["X_val"]), head.logits(features["X_test"])
-        own_classifier, model.classifier = model.classifier, Head(head, 0.0, mean, std)
+        model.classifier = Head(head, 0.0, mean, std).to(model.mean.device).eval()
         save(run.path / "hybrid.safetensors", model, about_all(images, s))
-        model.classifier = own_classifier
 
         y, y_test = images.val.y, images.test.y
         results = {
@@ -201,6 +218,10 @@ def run(s):
             f"hybrid: its features, NumPy MLP {head.name}": (mlp.accuracy(val, y), mlp.accuracy(test, y_test)),
         }
         (cnn_val_accuracy, cnn_test_accuracy), (val_accuracy, test_accuracy) = results.values()
+        more = {}
+        if s.flip and s.flip_average:
+            more = cnn.with_mirrored(model, images, torch.from_numpy(val), torch.from_numpy(test))
+            results["  mean with the mirrored image's"] = tuple(more.values())
         run.save({"curves.png": plots.curves(history, f"NumPy MLP on the CNN's features of {images.name}")})
         title = f"hybrid of CNN and NumPy MLP on {images.name}"
         run.save(plots.evaluation(images.test.X, y_test, layers.softmax(test), images.classes, title))
@@ -212,7 +233,7 @@ def run(s):
                           test_loss=layers.softmax_cross_entropy(test, y_test)[0],
                           cnn_val_accuracy=cnn_val_accuracy, cnn_test_accuracy=cnn_test_accuracy,
                           parameters=sum(p.numel() for p in model.backbone.parameters()) + len(head.params),
-                          **model.trained_on)  # fmt: skip
+                          **more, **model.trained_on)  # fmt: skip
 
 
 def about_all(images, s):
@@ -227,21 +248,23 @@ def run_jointly(images, s, start):
         model, history = cnn.train(images, s, run, "history.csv", start, head)
         save(run.path / "hybrid.safetensors", model, about_all(images, s))
         name = f"{model.name} + NumPy MLP {head.network.name}"
-        val, test = (cnn.classify(model, cnn.extract(model, torch.from_numpy(part.X)[:, None].to(model.mean.device))).cpu()
-                     for part in (images.val, images.test))  # fmt: skip
+        val, test = (cnn.classify(model, cnn.features_of(model, part.X)).cpu() for part in (images.val, images.test))
         _, val_accuracy = cnn.score(val, torch.from_numpy(images.val.y))
         test_loss, test_accuracy = cnn.score(test, torch.from_numpy(images.test.y))
+        results, more = {f"{name}, trained together": (val_accuracy, test_accuracy)}, {}
+        if s.flip and s.flip_average:
+            more = cnn.with_mirrored(model, images, val, test)
+            results["  mean with the mirrored image's"] = tuple(more.values())
         title = f"{name}, trained together, on {images.name}"
         run.save({"curves.png": plots.curves(history, title, s.flip or s.shift or s.erase, s.label_smoothing)})
         run.save(plots.evaluation(images.test.X, images.test.y, test.softmax(1).numpy(), images.classes, title))
         size = sum(p.numel() for p in model.backbone.parameters()) + len(head.network.params)
-        return run.finish({f"{name}, trained together": (val_accuracy, test_accuracy)}, dataset=images.name, model=name,
-                          **images.sizes, val_accuracy=val_accuracy, test_accuracy=test_accuracy, test_loss=test_loss,
-                          parameters=size, **model.trained_on)  # fmt: skip
+        return run.finish(results, dataset=images.name, model=name, **images.sizes, val_accuracy=val_accuracy,
+                          test_accuracy=test_accuracy, test_loss=test_loss, parameters=size, **more, **model.trained_on)
 
 
 def main(argv=None):
-    run(settings.parse(sys.modules[__name__], cnn, data, runs, argv=argv))
+    runs.over_seeds("hybrid_train", run, settings.parse(sys.modules[__name__], cnn, data, runs, argv=argv))
 
 
 if __name__ == "__main__":

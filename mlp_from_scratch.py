@@ -10,11 +10,9 @@ ends, after 68 s on 2 cores of an Intel(R) Xeon(R) Processor @ 2.50GHz (Python 3
 """
 
 import itertools
-import json
 import math
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
@@ -200,7 +198,7 @@ class Training:
     def about(self):
         """The rest, as a dict for JSON."""
         return {
-            "model": "mlp training", "settings": self.own(), "epoch": self.epoch,
+            "model": "mlp training", "epoch": self.epoch,
             "best_epoch": self.best_epoch, "best_accuracy": self.best_accuracy,
             "optimizer_t": self.optimizer.t, "average_t": self.average.t if self.average else 0,
             "plateau": vars(self.plateau) if self.plateau else {}, "history": self.history,
@@ -208,16 +206,8 @@ class Training:
             "rng": {name: stream.bit_generator.state for name, stream in self.rng.items()},
         }  # fmt: skip
 
-    def own(self):
-        """The settings that make this training what it is, as JSON has them."""
-        elsewhere = ("resume", "output_dir", "data_dir", "offline_fallback", "seeds")
-        return json.loads(json.dumps({name: value for name, value in vars(self.s).items() if name not in elsewhere}))
-
     def take_up(self, tensors, about):
         """Go on from what `arrays` and `about` have returned. Raises KeyError or ValueError where that does not fit."""
-        if about["settings"] != (own := self.own()):
-            different = sorted(name for name in own if about["settings"].get(name) != own[name])
-            raise ValueError(f"of a training with other settings: {', '.join(different)}")
         for name, array in self.arrays().items():
             if tensors[name].shape != array.shape:
                 raise ValueError(f"{name} has the shape {tensors[name].shape}, expected {array.shape}")
@@ -394,22 +384,6 @@ def train(X, y, X_val, y_val, classes, s, log):
     return training.model, training.history
 
 
-def take_up(training, folder, split):
-    """Put the checkpoint of the run in `folder` into `training`. Raises runs.RunError for one that does not fit."""
-    path = Path(folder, runs.CHECKPOINT)
-    if not path.exists():
-        if Path(folder, "history.csv").exists():
-            raise runs.RunError(f"{path}: no such file, but the run has been training: it cannot be taken up without it")
-        print(f"{folder} was stopped before its first epoch was over: starting again")
-        return
-    tensors, about = runs.load_weights(path)
-    with runs.as_written(path):
-        if about["split"] != split:
-            raise runs.RunError(f"{path}: is of a training on other data")
-        training.take_up(tensors, about)
-    print(f"taking up {folder} after epoch {training.epoch}")
-
-
 def run(s):
     """The whole job with the settings `s`: load, train, test, save. Returns what metrics.json holds."""
     images = data.load(s.dataset, s.data_dir, s.offline_fallback, s.split_seed, s.quick)
@@ -426,11 +400,12 @@ def run(s):
     training.doctor = doctor.Doctor(model, X_val[:1000], s)
     split = data.digest(images.train.index, images.train.y)
     if s.resume:
-        take_up(training, s.resume, split)
+        runs.take_up(training, s, split)
 
-    with runs.Run("mlp_from_scratch", s, training.history if s.resume else None) as run:
-        training.run(X, images.train.y, X_val, images.val.y, run.log, lambda: runs.save_weights(
-            run.path / runs.CHECKPOINT, training.arrays(), training.about() | {"split": split}), **augmented)  # fmt: skip
+    with runs.Run("mlp_from_scratch", s) as run:
+        if s.resume:
+            run.go_on(training.history)
+        training.run(X, images.train.y, X_val, images.val.y, run.log, lambda: run.keep(training, split), **augmented)
         about = {"dataset": images.name, "classes": images.classes}
         about |= {"mean": np.asarray(mean).tolist(), "std": np.asarray(std).tolist()}
         save(run.path / "weights.safetensors", model, about)

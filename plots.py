@@ -383,6 +383,30 @@ def confusable(X, y, probabilities, classes, title, most=6):
     return fig
 
 
+def heads(found, title):
+    """Accuracy of each classifier, on test images and on those it learnt from: a point a seed, mean, standard deviation.
+
+    found: {name: {"test_accuracy": mean, "test_accuracy_std": ..., "by_seed": {"test_accuracy": [...], ...}, ...}}.
+    """
+    fig, axes = figure(title, 12, 1.4 + 0.42 * len(found), ncols=2, sharey=True)
+    where = {"test": "test images", "train": "the training images, as they are, that it learnt from"}
+    for ax, (part, what), colour in zip(axes[0], where.items(), (VAL, TRAIN), strict=True):
+        for row, head in enumerate(found.values()):
+            if f"{part}_accuracy" not in head:
+                continue
+            values = 100 * np.array(head["by_seed"][f"{part}_accuracy"])
+            mean, std = (100 * head[f"{part}_accuracy{kind}"] for kind in ("", "_std"))
+            ax.plot(values, np.full(len(values), row), "o", color=colour, alpha=0.35, markersize=5, markeredgewidth=0)
+            ax.errorbar(mean, row, xerr=std, fmt="|", color=colour, markersize=13, capsize=4)
+            ax.annotate(f"{mean:.2f}", (mean, row), (0, 7), textcoords="offset points", ha="center", fontsize=8)
+        ax.set(xlabel=f"accuracy on {what} (%)")
+        ax.grid(axis="x", alpha=0.25)
+    axes[0, 0].set_yticks(range(len(found)), [textwrap.fill(name, 34) for name in found])
+    axes[0, 0].invert_yaxis()
+    axes[0, 0].margins(y=0.1)
+    return fig
+
+
 def speed(found, names):
     """What benchmark.py mlp found: time per epoch as ratios, by peer, batch size and widths. names: {side: in words}."""
     title = f"NumPy MLP {found['network']}: time per epoch, ours / theirs"

@@ -100,22 +100,15 @@ def new_folder(script, settings):
 class Run:
     """The folder of one run, made on entering; `with Run("mlp_from_scratch", settings) as run: ...`
 
-    An earlier run in the same `--output-dir` is moved aside whole, never mixed with this one. With a history, {column:
-    [...]}, it is the run in the folder settings.resume that goes on.
+    An earlier run in the same `--output-dir` is moved aside whole, never mixed with this one. With settings.resume, the name
+    of a run's folder, it is that run, of which nothing changes before `go_on`.
     """
 
-    def __init__(self, script, settings, history=None):
+    def __init__(self, script, settings):
         self.script, self.settings, self.start = script, vars(settings), time.perf_counter()
         self.histories, self.headed = {}, set()
-        if history is not None:
-            self.path = Path(settings.resume)
-            rows = zip(*(history[column] for column in COLUMNS), strict=True)
-            self.histories["history.csv"] = [rounded(dict(zip(COLUMNS, row, strict=True))) for row in rows]
-            for part in self.path.glob(".[0-9]*.*"):  # what a process that was killed was just writing
-                part.unlink()
-            self.write_history("history.csv")  # which may be behind the checkpoint by an epoch, or before
-            return
-        self.path = new_folder(script, self.settings)
+        resumed = self.settings.get("resume")
+        self.path = Path(resumed) if resumed else new_folder(script, self.settings)
 
     def __enter__(self):
         values = "  ".join(f"{name}={value!r}".replace(", ", ",") for name, value in self.settings.items())
@@ -141,6 +134,20 @@ class Run:
         sys.stdout.flush()
         self.write_history(name)
 
+    def keep(self, training, split):
+        """Write the checkpoint of a training with methods `arrays` and `about`; split: a digest of the images it is on."""
+        about = training.about() | {"settings": of_training(self.settings), "split": split}
+        save_weights(self.path / CHECKPOINT, training.arrays(), about)
+
+    def go_on(self, history, name="history.csv"):
+        """Take the run in this folder up with the history {column: [...]} of the epochs that are behind it."""
+        for part in self.path.glob(".[0-9]*.*"):  # what a process that was killed was just writing
+            part.unlink()
+        rows = zip(*(history[column] for column in COLUMNS), strict=True)
+        self.histories[name] = [rounded(dict(zip(COLUMNS, row, strict=True))) for row in rows]
+        if self.histories[name]:
+            self.write_history(name)  # which may be behind the checkpoint by an epoch, or before
+
     def write_history(self, name):
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
@@ -163,6 +170,8 @@ class Run:
         table: {model: (validation accuracy, test accuracy)}. The seconds are those since the data was read,
         of this sitting where a run was resumed.
         """
+        if memory := peak_memory():
+            metrics["peak_memory_mib"] = round(memory, 1)
         metrics |= {"seconds": round(time.perf_counter() - self.start, 1), "settings": self.settings}
         metrics |= {"command": command_line(), **surroundings()}
         self.save({"metrics.json": json.dumps(metrics, indent=2, allow_nan=False) + "\n"})
@@ -210,6 +219,32 @@ def over_seeds(script, run, s):
     return metrics
 
 
+def of_training(settings):
+    """The settings that make a training what it is, as JSON has them."""
+    elsewhere = ("resume", "output_dir", "data_dir", "offline_fallback", "seeds")
+    return json.loads(json.dumps({name: value for name, value in settings.items() if name not in elsewhere}))
+
+
+def take_up(training, s, split):
+    """Put the checkpoint in the folder s.resume into `training`; split: as in Run.keep. Raises RunError."""
+    folder = Path(s.resume)
+    path = folder / CHECKPOINT
+    if not path.exists():
+        if any(folder.glob("*history.csv")):
+            raise RunError(f"{path}: no such file, but the run has been training: it cannot be taken up without it")
+        print(f"{folder} was stopped before its first epoch was over: starting again")
+        return
+    tensors, about = load_weights(path)
+    with as_written(path):
+        if about["split"] != split:
+            raise RunError(f"{path}: is of a training on other data")
+        if about["settings"] != (own := of_training(vars(s))):
+            different = sorted(name for name in own if about["settings"].get(name) != own[name])
+            raise ValueError(f"of a training with other settings: {', '.join(different)}")
+        training.take_up(tensors, about)
+    print(f"taking up {folder} after epoch {about['epoch']}")
+
+
 def command_line():
     return shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
 
@@ -234,6 +269,18 @@ def surroundings():
     if torch and torch.cuda.is_available():
         machine["gpu"] = torch.cuda.get_device_name()
     return {"versions": versions, "machine": machine}
+
+
+def peak_memory():
+    """Of this process so far, in MiB; None where the system does not tell."""
+    status = Path("/proc/self/status")  # Linux; getrusage there begins with the peak of the process that started this one
+    if status.exists():
+        return int(status.read_text().split("VmHWM:")[1].split()[0]) / 2**10
+    try:
+        import resource  # which Windows lacks
+    except ImportError:
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # bytes on macOS
 
 
 def save_weights(path, tensors, about):

@@ -1,9 +1,12 @@
 """The CNN: shapes, augmentation, what a features file knows, and the script as a user runs it."""
 
 import csv
+import itertools
 import json
+import shutil
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -158,7 +161,7 @@ def test_a_gpu_without_enough_memory_is_one_line(digits, monkeypatch):
     def full(*arguments):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(cnn, "fit", full)
+    monkeypatch.setattr(cnn.Training, "run", full)
     s = settings.load(cnn, channels=(2,), pool_after=(1,), batch_size=64)
     with pytest.raises(runs.RunError, match="try --batch-size 32"):
         cnn.train(digits, s, None)
@@ -208,7 +211,7 @@ def test_training_steps_by_hand(digits, tmp_path):
     model = backbone.CNN((4,), (1,), False, generator=torch.Generator().manual_seed(0))
     params = [p.detach().clone().requires_grad_() for p in model.parameters()]
     mean, velocity = [p.detach().clone() for p in params], [torch.zeros_like(p) for p in params]
-    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(1))
+    order = torch.randperm(len(y), generator=cnn.generator("cpu", s.seed, 0))
     steps = len(order.split(500))
     for step, batch in enumerate(order.split(500)):
         maps = torch.nn.functional.conv2d(X[batch], params[0], params[1], padding=1)
@@ -223,8 +226,9 @@ def test_training_steps_by_hand(digits, tmp_path):
             params[i].data -= rate * (gradient + 0.9 * velocity[i])
             decay = 0 if step == 0 else min(0.9, (1 + step) / (10 + step))  # the first average is the first weights
             mean[i] = decay * mean[i] + (1 - decay) * params[i].data
-    averaged, _ = cnn.fit(model, X, y, X, y, s, torch.float32, torch.Generator().manual_seed(1), lambda row: None)
-    for ours, expected in zip(averaged.parameters(), mean, strict=True):
+    training = cnn.Training(model, s)
+    training.run(X, y, X, y, lambda row: None)
+    for ours, expected in zip(training.averaged.module.parameters(), mean, strict=True):
         assert torch.allclose(ours, expected, rtol=1e-4, atol=1e-6)
 
 
@@ -234,8 +238,7 @@ def test_augmentation_is_drawn_afresh_for_every_batch(digits, monkeypatch):
     monkeypatch.setattr(cnn, "augment", lambda *arguments: calls.append(original(*arguments)) or calls[-1])
     X, y = torch.from_numpy(digits.train.X[:64])[:, None], torch.from_numpy(digits.train.y[:64])
     model = backbone.CNN((4,), (1,), generator=torch.Generator().manual_seed(0))
-    s, generator = tiny(epochs=2, batch_size=64), torch.Generator().manual_seed(1)
-    cnn.fit(model, X, y, X, y, s, torch.float32, generator, lambda row: None)
+    cnn.Training(model, tiny(epochs=2, batch_size=64)).run(X, y, X, y, lambda row: None)
     assert len(calls) == 2
     first, second = (set(map(bytes, map(np.ascontiguousarray, call.numpy()))) for call in calls)
     assert len(first & second) < 48  # of 64 images, each one of 18 variants
@@ -359,7 +362,7 @@ def test_the_script(run_script, tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.strip().splitlines()[-1] == "out"
     insights = {"filters.png", "feature_maps.png", "features.png", "grad_cam.png", "confusable.png", "label_errors.png"}
-    files = FILES - {"weights.safetensors"} | {"backbone.safetensors", "features.npz"} | insights
+    files = FILES - {"weights.safetensors"} | {"backbone.safetensors", "checkpoint.safetensors", "features.npz"} | insights
     assert {path.name for path in (tmp_path / "out").iterdir()} == files
     metrics = json.loads((tmp_path / "out/metrics.json").read_text())
     assert set(metrics) >= KEYS
@@ -371,6 +374,87 @@ def test_the_script(run_script, tmp_path):
     assert float(last["val_accuracy"]) == pytest.approx(metrics["val_accuracy"], abs=0.01)
     with np.load(tmp_path / "out/features.npz", allow_pickle=False) as file:
         assert file["X_train"].shape == (metrics["train_size"], 16 * 7 * 7)
+
+
+STOPPED = ("--dataset", "digits", "--epochs", 8, "--batch-size", 32, "--channels", 4, 6, "--pool-after", 1, 2, "--dropout",
+           0.1, "--learning-rate", 0.05)  # fmt: skip
+
+
+@pytest.mark.parametrize("optimizer", ["nesterov", "adamw"])
+def test_killed_and_resumed_it_ends_as_if_never_stopped(optimizer, run_script, tmp_path):
+    flags = (*STOPPED, "--optimizer", optimizer)
+    whole = run_script("cnn_feature_extraction", *flags, "--output-dir", "whole")
+    assert (whole.returncode, whole.stderr) == (0, "")
+    killed = tmp_path / "killed"
+    for rows in (0, 3):  # killed twice: before the first epoch was over, and later
+        resume = ("--resume", "killed") if rows else (*flags, "--output-dir", "killed")
+        process = subprocess.Popen(command("cnn_feature_extraction", *resume), cwd=tmp_path, env=environment(),
+                                   stdout=subprocess.DEVNULL)  # fmt: skip
+        awaited = killed / "history.csv" if rows else killed / "settings.json"
+        while process.poll() is None and not (awaited.exists() and len(awaited.read_text().splitlines()) > rows):
+            time.sleep(0.01)
+        process.kill()
+        assert process.wait() == -9
+        assert not (killed / "metrics.json").exists()
+    resumed = run_script("cnn_feature_extraction", "--resume", "killed")
+    assert (resumed.returncode, resumed.stderr) == (0, "")
+    assert "taking up killed after epoch" in resumed.stdout
+    for name in ("backbone.safetensors", "checkpoint.safetensors"):
+        one, two = (runs.load_weights(tmp_path / folder / name)[0] for folder in ("whole", "killed"))
+        assert one.keys() == two.keys()
+        for key in one:
+            assert np.array_equal(one[key], two[key]), key
+    tables = [list(csv.DictReader((tmp_path / folder / "history.csv").read_text().splitlines()))
+              for folder in ("whole", "killed")]  # fmt: skip
+    for row in itertools.chain(*tables):
+        del row["seconds"]
+    assert tables[0] == tables[1]
+
+
+def test_a_checkpoint_of_another_network_is_refused_and_nothing_changes(run_script, tmp_path):
+    assert run_script("cnn_feature_extraction", *STOPPED, "--epochs", 1, "--output-dir", "run").returncode == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    path = tmp_path / "run/checkpoint.safetensors"
+    tensors, about = runs.load_weights(path)
+    for change, said in (
+        (lambda: path.write_bytes(before[path][:-9]), "damaged"),
+        (path.unlink, "cannot be taken up without it"),
+        (lambda: runs.save_weights(path, tensors, about | {"split": "other"}), "other data"),
+        (lambda: runs.save_weights(path, tensors, about | {"settings": {}}), "other settings: activation"),
+        (lambda: runs.save_weights(path, tensors | {"model.classifier.bias": np.zeros(9)}, about), "not as this project"),
+    ):
+        change()
+        assert said in one_line(run_script("cnn_feature_extraction", "--resume", "run"), 1)
+        assert {p: p.read_bytes() for p in (tmp_path / "run").iterdir() if p != path} == {
+            p: content for p, content in before.items() if p != path}  # fmt: skip
+
+
+def test_divergence_stops_with_its_cause_and_keeps_the_checkpoint(run_script, tmp_path):
+    flags = (*STOPPED, "--no-batch-norm", "--learning-rate", 1e6, "--schedule", "constant", "--output-dir", "run")
+    line = one_line(run_script("cnn_feature_extraction", *flags), 1)
+    assert "in epoch 1, at learning rate" in line
+    assert not (tmp_path / "run/metrics.json").exists()
+
+
+def test_several_seeds(run_script, tmp_path):
+    done = run_script("cnn_feature_extraction", *STOPPED, "--epochs", 1, "--seed", 2, "--seeds", 2, "--output-dir", "out")
+    assert (done.returncode, done.stderr) == (0, "")
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    single = [json.loads((tmp_path / f"out/seed_{seed}/metrics.json").read_text()) for seed in (2, 3)]
+    assert metrics["by_seed"]["test_loss"] == [one["test_loss"] for one in single]
+    assert single[0]["test_loss"] != single[1]["test_loss"]
+
+
+@pytest.mark.skipif(not shutil.which("c++"), reason="torch.compile needs a C++ compiler")
+def test_compiled_it_takes_the_same_steps(digits):
+    X, y = torch.from_numpy(digits.train.X[:128])[:, None], torch.from_numpy(digits.train.y[:128])
+    networks = []
+    for compiled in (False, True):
+        model = small()
+        cnn.Training(model, tiny(epochs=1, batch_size=64, compile=compiled, average=0.0)).run(X, y, X, y, lambda row: None)
+        networks.append(model)
+    for one, two in zip(networks[0].parameters(), networks[1].parameters(), strict=True):
+        assert torch.allclose(one, two, rtol=1e-3, atol=1e-5)
 
 
 def test_an_impossible_stack_ends_the_script_before_the_data(run_script, tmp_path):

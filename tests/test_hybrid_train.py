@@ -37,7 +37,7 @@ def hybrid(tmp_path_factory):
 def test_files_and_figures(hybrid):
     folder, printed = hybrid
     more = {"backbone.safetensors", "head.safetensors", "hybrid.safetensors", "features.npz", "cnn_history.csv",
-            "cnn_curves.png", "cnn_and_hybrid.png"}  # fmt: skip
+            "cnn_curves.png", "cnn_and_hybrid.png", runs.CHECKPOINT}  # fmt: skip
     assert {path.name for path in folder.iterdir()} == FILES - {"weights.safetensors"} | more
     metrics = json.loads((folder / "metrics.json").read_text())
     assert set(metrics) >= KEYS | {"cnn_test_accuracy", "cnn_val_accuracy"}
@@ -117,7 +117,7 @@ def test_ctrl_c_is_one_line_and_keeps_what_was_written(tmp_path):
             process.kill()
         stderr.seek(0)
         assert stderr.read().strip() == "interrupted: what was written so far is in out"
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"settings.json", "cnn_history.csv"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"settings.json", "cnn_history.csv", runs.CHECKPOINT}
     assert len(history.read_text().splitlines()) > 1
 
 
@@ -228,7 +228,8 @@ def test_fine_tuning_begins_where_the_frozen_training_ended(hybrid, joint):
     assert float(first["val_accuracy"]) > before["val_accuracy"] - 0.03
     assert after["test_accuracy"] > before["test_accuracy"] - 0.03
     assert after["parameters"] == before["parameters"]
-    assert {path.name for path in joint.iterdir()} == FILES - {"weights.safetensors"} | {"hybrid.safetensors"}
+    files = FILES - {"weights.safetensors"} | {"hybrid.safetensors", runs.CHECKPOINT}
+    assert {path.name for path in joint.iterdir()} == files
 
 
 @pytest.mark.parametrize("kind", ["frozen", "joint"])

@@ -1,0 +1,256 @@
+"""Does the NumPy MLP classify a CNN's features better than the CNN does? Several heads on the same features, over seeds.
+
+    python hybrid_study.py
+
+For each seed: a CNN's own linear classifier, the NumPy MLP, logistic regression and k nearest neighbours, all on the same
+features; the MLP trained together with the CNN; and two ways out of a trap. A head that learns from features of images
+which the CNN has fitted sees them clearer than new ones will be. So the MLP learns, besides, from features of freshly
+augmented images; and, with a CNN trained on one half of the training images, from the features of the one or the other half.
+"""
+
+import json
+import statistics
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+import cnn_feature_extraction as cnn
+import data
+import hybrid_train
+import mlp_from_scratch as mlp
+import plots
+import runs
+import settings
+
+# ---- settings: edit here, or override any of them on the command line (--seeds 3) ----
+BACKBONES = ""  # the folder of a run of hybrid_train.py with --seeds, whose CNNs are taken; "" trains them here
+SEEDS = 5  # networks of each kind, with seeds from SEED on, in [2, 1000]
+LOGISTIC_C = (0.0001, 0.001, 0.01)  # inverse regularisation of logistic regression: validation chooses one, in (0, inf)
+NEIGHBOURS = (5, 10, 20, 40)  # that vote in k nearest neighbours: validation chooses how many, in [1, 1000]
+QUICK = False  # a tour of some minutes, on a subset, two seeds; its figures are only a tour's
+# ----
+
+OWN, MLP, LOGISTIC, NEAREST = "CNN's own classifier", "NumPy MLP", "logistic regression", "k nearest neighbours"
+FRESH, JOINT = "NumPy MLP, on freshly augmented images", "NumPy MLP, trained together with the CNN"
+HALF_OWN = "half: CNN's own classifier"
+SEEN, UNSEEN = "half: NumPy MLP, on the CNN's half", "half: NumPy MLP, on the other half"
+COMPARED = [(name, OWN) for name in (MLP, LOGISTIC, NEAREST, FRESH, JOINT)] + [(SEEN, HALF_OWN), (UNSEEN, HALF_OWN),
+                                                                               (UNSEEN, SEEN)]  # fmt: skip
+LEVEL = 0.05  # of significance, all comparisons together
+
+
+def mcnemar(right, right_too):
+    """(only the first is right, only the second is, p) of two classifiers' (N,) booleans on the same images.
+
+    The exact test (McNemar 1947): were they equally good, either would be as likely to be the one that is right.
+    """
+    from scipy.stats import binomtest  # SciPy comes with scikit-learn
+
+    first, second = int((right & ~right_too).sum()), int((right_too & ~right).sum())
+    return first, second, float(binomtest(first, first + second).pvalue) if first + second else 1.0
+
+
+def holm(p):
+    """The p values of several tests, each corrected for there being so many (Holm 1979)."""
+    p = np.asarray(p)
+    order, corrected = np.argsort(p), np.empty(len(p))
+    corrected[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
+    return corrected.tolist()
+
+
+def mlp_predictions(features, classes, s):
+    """{part: classes (N,)} that the NumPy MLP predicts, which learns from features["X_train"]; standardised in place."""
+    head, *_ = hybrid_train.train_head(features, classes, s, SimpleNamespace(log=lambda row: None))
+    return {part: head.logits(features[f"X_{part}"]).argmax(axis=1) for part in ("train", "val", "test")}
+
+
+def fresh_predictions(model, images, features, mean, std, s):
+    """The same, of an MLP that learns from features of images augmented anew for each batch.
+
+    features: of the images as they are, standardised by mean and std.
+    """
+    device = model.mean.device
+    draw = cnn.generator(device, s.seed, 1)
+
+    def prepare(x):
+        x = cnn.augment(torch.from_numpy(x)[:, None].to(device), s.flip, s.shift, draw, s.erase)
+        return (cnn.extract(model, x).cpu().numpy() - np.float32(mean)) / np.float32(std)
+
+    own = hybrid_train.head_settings(s)
+    training = mlp.Training(*mlp.build(features["X_val"].shape[1], len(images.classes), own), own, len(images.train.y))
+    training.run(images.train.X, images.train.y, features["X_val"], images.val.y, lambda row: None, prepare=prepare)
+    return {part: training.model.logits(features[f"X_{part}"]).argmax(axis=1) for part in ("train", "val", "test")}
+
+
+def logistic_predictions(features, y_val, s):
+    """The same, of scikit-learn's logistic regression, which minimises the same loss as the CNN's own classifier."""
+    from sklearn.linear_model import LogisticRegression
+
+    tried = [LogisticRegression(C=C, max_iter=300).fit(features["X_train"], features["y_train"]) for C in s.logistic_c]
+    best = max(tried, key=lambda one: one.score(features["X_val"], y_val))
+    return {part: best.predict(features[f"X_{part}"]) for part in ("train", "val", "test")}
+
+
+def nearest_predictions(features, y_val, s):
+    """The same, of k nearest neighbours, but for the training images, each of which is its own nearest."""
+    from sklearn.neighbors import NearestNeighbors
+
+    y = features["y_train"]
+    search = NearestNeighbors(n_neighbors=min(max(s.neighbours), len(y)), algorithm="brute").fit(features["X_train"])
+    labels = {part: y[search.kneighbors(features[f"X_{part}"], return_distance=False)] for part in ("val", "test")}
+
+    def vote(part, k):
+        return np.stack([(labels[part][:, :k] == label).sum(axis=1) for label in range(y.max() + 1)], axis=1).argmax(axis=1)
+
+    best = max(s.neighbours, key=lambda k: np.mean(vote("val", k) == y_val))
+    return {part: vote(part, best) for part in ("val", "test")}
+
+
+def network_predictions(model, images):
+    """The same, of the whole network, convolutions and classifier."""
+    return {part: cnn.classify(model, cnn.features_of(model, getattr(images, part).X)).argmax(1).cpu().numpy()
+            for part in ("train", "val", "test")}  # fmt: skip
+
+
+def on_all_images(images, frozen, joint, s):
+    """{head: {part: predicted classes}} for a CNN trained on all training images. frozen, joint: folders of hybrid_train."""
+    model, _ = cnn.restore(frozen / "backbone.safetensors")
+    model = model.to(cnn.pick_device(s.device))
+    features = cnn.cached_features(frozen / "features.npz", model, images)
+    mean, std = data.statistics(features["X_train"])
+    found = {OWN: {part: cnn.classify(model, features[f"X_{part}"]).argmax(1).cpu().numpy()
+                   for part in ("train", "val", "test")}}  # fmt: skip
+    found[MLP] = mlp_predictions(features, images.classes, s)  # from here on, the features are standardised
+    found[FRESH] = fresh_predictions(model, images, features, mean, std, s)
+    found[LOGISTIC] = logistic_predictions(features, images.val.y, s)
+    found[NEAREST] = nearest_predictions(features, images.val.y, s)
+    whole, _ = hybrid_train.restore(joint / "hybrid.safetensors")
+    found[JOINT] = network_predictions(whole.to(cnn.pick_device(s.device)), images)
+    return found
+
+
+def on_half_of_them(images, folder, s):
+    """The same for a CNN trained on half of the training images, in `folder`; and the rows of that half and the other."""
+    halves = data.stratified_split(images.train.y, len(images.train.y) // 2, s.seed)
+    first, second = (data.Split(*(array[rows] for array in vars(images.train).values())) for rows in halves)
+    path = folder / "backbone.safetensors"
+    if path.exists():
+        model, _ = cnn.restore(path)
+        model = model.to(cnn.pick_device(s.device))
+    else:
+        resume = str(folder) if (folder / "settings.json").exists() else ""
+        own = SimpleNamespace(**vars(s) | {"output_dir": str(folder), "resume": resume})
+        with runs.Run("hybrid_study", own) as run:
+            model, _ = cnn.train(replace(images, train=first), own, run)
+            cnn.save(path, model, images, own)
+    features = cnn.cached_features(folder / "features.npz", model, images)
+    parts = ("train", "val", "test")
+    found = {HALF_OWN: {part: cnn.classify(model, features[f"X_{part}"]).argmax(1).cpu().numpy() for part in parts}}
+    found[HALF_OWN]["train"] = found[HALF_OWN]["train"][halves[0]]
+    for name, rows in zip((SEEN, UNSEEN), halves, strict=True):
+        some = {key: array[rows] if key.endswith("_train") else array.copy() for key, array in features.items()}
+        found[name] = mlp_predictions(some, images.classes, s)
+    return found, (first, second)
+
+
+def summary(every, truth):
+    """(heads, tests, verdicts) of {seed: {head: {part: predicted}}}; truth(head, part, seed) (N,) are the true classes.
+
+    heads: {head: {"test_accuracy": mean, "test_accuracy_std": ..., "by_seed": {"test_accuracy": [...]}}, ...}, for train and
+    val, too; tests: a dict for each comparison and seed; verdicts: a sentence for each comparison.
+    """
+    heads = {}
+    first = next(iter(every.values()))
+    for name in first:
+        heads[name] = {"by_seed": {}}
+        for part in first[name]:
+            values = [float(np.mean(one[name][part] == truth(name, part, seed))) for seed, one in every.items()]
+            heads[name]["by_seed"][f"{part}_accuracy"] = values
+            heads[name] |= {f"{part}_accuracy": statistics.fmean(values), f"{part}_accuracy_std": statistics.stdev(values)}
+    tests = []
+    for first, second in COMPARED:
+        for seed, one in every.items():
+            right = [one[name]["test"] == truth(name, "test", seed) for name in (first, second)]
+            only_first, only_second, p = mcnemar(*right)
+            tests.append({"head": first, "against": second, "seed": seed, "only_head_right": only_first,
+                          "only_other_right": only_second, "p": p})  # fmt: skip
+    for test, p in zip(tests, holm([test["p"] for test in tests]), strict=True):
+        test["p_holm"] = p
+    return heads, tests, [verdict(first, second, tests, heads) for first, second in COMPARED]
+
+
+def verdict(first, second, tests, heads):
+    """In words, how head `first` compares with head `second`. Better is what is significantly so in most seeds."""
+    a, b = (np.array(heads[name]["by_seed"]["test_accuracy"]) for name in (first, second))
+    own = [test for test in tests if (test["head"], test["against"]) == (first, second) and test["p_holm"] < LEVEL]
+    better = sum(test["only_head_right"] > test["only_other_right"] for test in own)
+    worse, n = len(own) - better, len(a)
+    words = "better" if better > n / 2 and not worse else "worse" if worse > n / 2 and not better else "no difference shown"
+    return (f"{first}, against {second}: {100 * (a - b).mean():+.2f} +- {100 * (a - b).std(ddof=1):.2f} points; ahead in "
+            f"{(a > b).sum()} of {n} seeds, significantly better in {better}, worse in {worse}: {words}")  # fmt: skip
+
+
+def check(s):
+    """Raise settings.SettingError where the folder s.backbones has not what is needed."""
+    cnn.check(s)
+    for seed in range(s.seed, s.seed + s.seeds if s.backbones else s.seed):
+        path = Path(s.backbones, f"seed_{seed}", "settings.json")
+        if not path.with_name("backbone.safetensors").is_file() or not path.is_file():
+            raise settings.SettingError(f"--backbones {s.backbones}: no network in {path.parent}; make it by python "
+                                        f"hybrid_train.py --seeds {s.seeds} --output-dir {s.backbones}")  # fmt: skip
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        own = json.loads(json.dumps({name: getattr(s, name) for name in (*cnn.SHAPE, "epochs", "split_seed", "quick")}))
+        if different := [name for name in own if saved.get(name) != own[name]]:
+            raise settings.SettingError(f"--backbones {s.backbones}: made with other settings: {', '.join(different)}")
+
+
+def run(s):
+    """The whole study with the settings `s`. Returns what metrics.json holds."""
+    if s.quick:
+        s.seeds = min(s.seeds, 2)
+        hybrid_train.tour(s)
+    check(s)
+    images = data.load(s.dataset, s.data_dir, s.offline_fallback, s.split_seed, s.quick)
+    seeds = range(s.seed, s.seed + s.seeds)
+    with runs.Run("hybrid_study", s) as run:
+        folders = {}
+        for training in ("frozen", "joint"):
+            folders[training] = path = run.path / training
+            if training == "frozen" and s.backbones:
+                folders[training] = Path(s.backbones)
+                continue
+            begun = str(path) if (path / "settings.json").exists() else ""
+            own = vars(s) | {"training": training, "output_dir": str(path), "resume": begun}
+            runs.over_seeds("hybrid_train", hybrid_train.run, SimpleNamespace(**own))
+        every, halves = {}, {}
+        for seed in seeds:
+            print(f"\nheads of seed {seed}", flush=True)
+            own = SimpleNamespace(**vars(s) | {"seed": seed, "resume": ""})
+            found = on_all_images(images, *(folders[name] / f"seed_{seed}" for name in ("frozen", "joint")), own)
+            more, two = on_half_of_them(images, run.path / "half" / f"seed_{seed}", own)
+            every[seed] = found | more
+            halves[seed] = {HALF_OWN: two[0], SEEN: two[0], UNSEEN: two[1]}
+
+        def truth(name, part, seed):
+            return halves[seed][name].y if part == "train" and name in halves[seed] else getattr(images, part).y
+
+        heads, tests, verdicts = summary(every, truth)
+        title = f"Heads on a CNN's features of {images.name}, {s.seeds} seeds"
+        run.save({"study.png": plots.heads(heads, title), "verdicts.txt": "\n".join(verdicts) + "\n"})
+        table = {name: (head["val_accuracy"], head["test_accuracy"]) for name, head in heads.items()}
+        metrics = run.finish(table, dataset=images.name, **images.sizes, seeds=list(seeds), heads=heads, tests=tests,
+                             verdicts=verdicts)  # fmt: skip
+        print("\n" + "\n".join(verdicts))
+        return metrics
+
+
+def main(argv=None):
+    run(settings.parse(sys.modules[__name__], hybrid_train, cnn, data, runs, argv=argv))
+
+
+if __name__ == "__main__":
+    runs.command(main)
