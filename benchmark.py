@@ -1,8 +1,11 @@
 """Speed and memory of this project's training beside what a user would pick instead, all in one process, taking turns.
 
     python benchmark.py mlp
+    python benchmark.py cnn
+    python benchmark.py hybrid
 
-Machines differ, and shared ones are noisy: the ratios count, not the seconds. Writes results/benchmark/mlp.json and mlp.png.
+Machines differ, and shared ones are noisy: the ratios count, not the seconds. Writes mlp.json, cnn.json and hybrid.json, and
+figures of the first two, into results/benchmark.
 """
 
 import itertools
@@ -24,15 +27,20 @@ import settings
 ROUNDS = 7  # epochs of each side, taking turns, of which the median counts, in [1, inf)
 TABLE_ROUNDS = 3  # the same, for the tables over batch sizes and widths; 0 leaves them out; in [0, inf)
 THREADS = 2  # of every side, in [1, inf)
-ALONE = "none"  # one epoch of this side, and its memory: {none, ours, torch_fused, torch_tutorial, scikit_learn}
+IMAGES = 4_096  # that a round of the CNN and of the hybrid trains on, in [1000, 48000]
+RACE = False  # cnn: also time our defaults to the best accuracy of a tutorial's CNN in 20 epochs; an hour or more
+ALONE = "none"  # mlp: one epoch of this side, and its memory: {none, ours, torch_fused, torch_tutorial, scikit_learn}
 OUTPUT_DIR = "results/benchmark"  # where the results go
 # ----
 
 HIDDEN, BATCH_SIZE = (256, 128), 128
 GOALS = {"torch_fused": 0.75, "torch_tutorial": 0.42, "scikit_learn": 0.50, "products": 1.3}
+R0 = {"channels": (32, 64, 128, 256, 512), "pool_after": (1, 2, 5), "batch_norm": False, "learning_rate": 0.02}
+CNN_GOALS = {"tutorial": 3.0, "outside": 0.10}
 NAMES = {"ours": "this project", "torch_fused": "PyTorch, resident tensors, fused Adam",
          "torch_tutorial": "PyTorch, DataLoader and Adam", "scikit_learn": "scikit-learn MLPClassifier",
-         "products": "the matrix products alone"}  # fmt: skip
+         "products": "the matrix products alone", "tutorial": "PyTorch, DataLoader and Adam, channels first",
+         "twin": "the same, its MLP in PyTorch, fused Adam"}  # fmt: skip
 
 
 # Each side is a function of (X (N, 784) float32, y (N,), hidden, batch size) that prepares a training with Adam at 0.001 and
@@ -210,7 +218,215 @@ def mlp(s):
             "tables": tables, "alone": single}  # fmt: skip
 
 
-PARTS = {"mlp": mlp}
+# ---- the CNN and the hybrid
+
+
+def ours_cnn(X, y, s, head=None):
+    """(the training of the network with the settings `s` of cnn_feature_extraction.py, a function that trains one epoch).
+
+    head: what makes, of the number of features, the module that takes the place of the classifier.
+    """
+    import torch
+
+    import backbone
+    import cnn_feature_extraction as cnn
+
+    model = backbone.build(s, mean=0.286, std=0.353, generator=torch.Generator().manual_seed(0))
+    if head:
+        model.classifier = head(model.classifier.in_features)
+    model = model.to(memory_format=torch.channels_last)
+    dtype = cnn.pick_precision(s.precision, model, torch.device("cpu"))
+    training = cnn.Training(model, s, dtype, model.classifier if head else None)
+    return training, lambda: training.one_epoch(X, y)
+
+
+def tutorial_cnn(X, y, X_val, y_val):
+    """R0's network as a tutorial trains it. Returns a function that trains one epoch, and one for validation accuracy.
+
+    float32, images channels first, through a DataLoader that transforms one PIL image after the other, batch 64, Adam.
+    X (N, 28, 28) uint8.
+    """
+    import torch
+    from PIL import Image
+    from torch import nn
+    from torch.utils.data import DataLoader, Dataset
+    from torchvision import transforms
+
+    class Images(Dataset):  # as torchvision.datasets.FashionMNIST has it
+        def __init__(self, X, y, transform):
+            self.X, self.y, self.transform = X, y, transform
+
+        def __len__(self):
+            return len(self.y)
+
+        def __getitem__(self, i):
+            return self.transform(Image.fromarray(self.X[i], mode="L")), int(self.y[i])
+
+    plain = [transforms.ToTensor(), transforms.Normalize(0.286, 0.353)]
+    shown = transforms.Compose([transforms.RandomCrop(28, padding=1), transforms.RandomHorizontalFlip(), *plain])
+    loader = DataLoader(Images(X, y, shown), 64, shuffle=True)
+    validation = DataLoader(Images(X_val, y_val, transforms.Compose(plain)), 64)
+    layers, n_in = [], 1
+    for number, n_out in enumerate(R0["channels"], 1):
+        layers += [nn.Conv2d(n_in, n_out, 3, padding=1), nn.ReLU()]
+        layers += [nn.MaxPool2d(2)] if number in R0["pool_after"] else []
+        n_in = n_out
+    network = nn.Sequential(*layers, nn.Flatten(), nn.Linear(512 * 9, 10))
+    loss, optimizer = nn.CrossEntropyLoss(), torch.optim.Adam(network.parameters(), lr=0.001)
+
+    def epoch():
+        network.train()
+        for images, labels in loader:
+            optimizer.zero_grad()
+            loss(network(images), labels).backward()
+            optimizer.step()
+
+    @torch.no_grad()
+    def accuracy():
+        network.eval()
+        return sum((network(images).argmax(1) == labels).sum().item() for images, labels in validation) / len(y_val)
+
+    return epoch, accuracy
+
+
+def passes_alone(X, s, only):
+    """A function that takes an epoch of forward and backward passes through the layers of the default CNN, no more.
+
+    only: the types of the layers that count; the input of each is what it gets in training, prepared before.
+    """
+    import torch
+
+    import backbone
+
+    model = backbone.build(s, mean=0.286, std=0.353, generator=torch.Generator().manual_seed(0))
+    model = model.to(memory_format=torch.channels_last).train()
+    x, parts = backbone.layout((X[: s.batch_size] - 0.286) / 0.353), []
+    for module in model.backbone:
+        y = module(x).detach()
+        if isinstance(module, only):
+            parts.append((module, x.detach().requires_grad_(bool(parts)), torch.ones_like(y)))  # none for the pixels
+        x = y
+
+    def epoch():
+        for _ in range(-(-len(X) // s.batch_size)):
+            for module, x, dout in parts:
+                x.grad = None
+                module.zero_grad()
+                module(x).backward(dout)
+
+    return epoch
+
+
+def race(images, s):
+    """Our default training and a tutorial's, taking turns by epochs: seconds until validation accuracy is as good."""
+    import torch
+
+    import cnn_feature_extraction as script
+
+    own = settings.load(script)
+    X, y, X_val, y_val = (torch.from_numpy(a) for of in (images.train, images.val) for a in (of.X[:, None], of.y))
+    training, _ = ours_cnn(X, y, own)
+    pixels = [np.round(255 * of.X).astype(np.uint8) for of in (images.train, images.val)]
+    epoch, accuracy = tutorial_cnn(pixels[0], images.train.y, pixels[1], images.val.y)
+    rows = {"ours": [], "tutorial": []}
+
+    def log(name, seconds, right):
+        rows[name].append((sum(last for last, _ in rows[name][-1:]) + seconds, right))
+        print(f"{NAMES[name]:<40} epoch {len(rows[name]):2}, {rows[name][-1][0]:6.0f} s, {right:.2%}", flush=True)
+
+    def tutorials_turn():
+        for _ in range(round(20 * len(training.history["epoch"]) / own.epochs) - len(rows["tutorial"])):
+            start = time.perf_counter()
+            epoch()
+            log("tutorial", time.perf_counter() - start, accuracy())
+
+    training.run(X, y, X_val, y_val, lambda row: log("ours", row["seconds"], row["val_accuracy"]), tutorials_turn)
+    best = max(right for _, right in rows["tutorial"])
+    first = {name: next((seconds for seconds, right in rows[name] if right >= best), None) for name in rows}
+    ratio = first["ours"] / first["tutorial"] if first["ours"] else None
+    return {"rows": rows, "accuracy": best, "seconds": first, "ratio": ratio, "goal": 0.2}
+
+
+def cnn(s):
+    """The CNN. Returns what goes into cnn.json."""
+    import torch
+    from torch import nn
+
+    import cnn_feature_extraction as script
+
+    images = data.load(s.dataset, s.data_dir, s.offline_fallback, s.split_seed)
+    X, y = images.train.X[: s.images], images.train.y[: s.images]
+    tensors = torch.from_numpy(X[:, None]), torch.from_numpy(y)
+    epoch, _ = tutorial_cnn(np.round(255 * X).astype(np.uint8), y, X, y)
+    training, own = ours_cnn(*tensors, settings.load(script, **R0))
+    seconds = taking_turns({"ours": own, "tutorial": epoch}, s.rounds)
+    faster = 1 / ratios(seconds)["tutorial"]
+    print(f"R0's network {'-'.join(map(str, R0['channels']))}, {len(X):,} images a round, {s.threads} threads, "
+          f"{s.rounds} rounds, ours in {training.about()['precision']}\n")  # fmt: skip
+    print(f"{'':<40}{'images/s':>10}{'ours / theirs':>15}{'wanted':>9}")
+    for name, found in seconds.items():
+        ratio = f"{faster:14.2f}x{CNN_GOALS['tutorial']:8.1f}x" if name == "tutorial" else ""
+        print(f"{NAMES[name]:<40}{len(X) / median(found):10,.0f}{ratio}", flush=True)
+
+    defaults = settings.load(script)
+    _, own = ours_cnn(*tensors, defaults)
+    calls = {"ours": own, "convolutions": passes_alone(tensors[0], defaults, nn.Conv2d),
+             "layers": passes_alone(tensors[0], defaults, nn.Module)}  # fmt: skip
+    parts = taking_turns(calls, s.rounds)
+    share = {name: 1 / ratio for name, ratio in ratios(parts).items()}
+    name = "-".join(map(str, defaults.channels))
+    print(f"\ntraining of the default network {name}, {len(X) / median(parts['ours']):,.0f} images/s\n"
+          f"{'its convolutions, forward and backward':<60}{share['convolutions']:6.1%}\n"
+          f"{'all its layers, with normalisation, pooling, activation':<60}{share['layers']:6.1%}\n"
+          f"{'the rest: augmentation, loss, optimiser, average, log':<60}{1 - share['layers']:6.1%}   wanted: "
+          f"{CNN_GOALS['outside']:.0%} at most", flush=True)  # fmt: skip
+    found = {"network": "-".join(map(str, R0["channels"])), "images": len(X), "threads": s.threads, "seconds": seconds,
+             "precision": training.about()["precision"], "faster": {"tutorial": faster}, "goals": CNN_GOALS,
+             "default_network": name, "default_seconds": parts,
+             "shares": {**share, "outside": 1 - share["layers"]}}  # fmt: skip
+    return found | ({"race": race(images, s)} if s.race else {})
+
+
+def hybrid(s):
+    """What the bridge costs: joint training beside its twin all in PyTorch. Returns what goes into hybrid.json."""
+    import torch
+    from torch import nn
+
+    import cnn_feature_extraction as script
+    import hybrid_train
+    import mlp_from_scratch as mlp
+
+    train = data.load(s.dataset, s.data_dir, s.offline_fallback, s.split_seed).train
+    tensors = torch.from_numpy(train.X[: s.images, None]), torch.from_numpy(train.y[: s.images])
+    own = settings.load(hybrid_train, script)
+
+    class Twin(nn.Sequential):
+        def __init__(self, features):
+            super().__init__(nn.Linear(features, 256), nn.ReLU(), nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, 10))
+            self.optimizer = torch.optim.Adam(self.parameters(), fused=True)
+
+        def step(self, share):
+            self.optimizer.param_groups[0]["lr"] = 0.001 * share
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+
+    def numpy_head(features):
+        built, _ = mlp.build(features, 10, settings.load(mlp, **mlp.PLAIN, hidden=(256, 128)))
+        return hybrid_train.Head(built, 0.001)
+
+    calls = {"ours": ours_cnn(*tensors, own, numpy_head)[1], "twin": ours_cnn(*tensors, own, Twin)[1]}
+    seconds = taking_turns(calls, s.rounds)
+    ratio = ratios(seconds)["twin"]
+    print(f"CNN {'-'.join(map(str, own.channels))} and MLP 256-128-10 as one network, {len(tensors[1]):,} images a round, "
+          f"{s.threads} threads, {s.rounds} rounds\n\n{'':<40}{'images/s':>10}")  # fmt: skip
+    for name, found in seconds.items():
+        print(f"{NAMES[name]:<40}{len(tensors[1]) / median(found):10,.0f}")
+    print(f"\nthe MLP in NumPy makes the step {ratio - 1:+.1%} longer than the same in PyTorch; wanted: +5 % at most")
+    return {"network": f"{'-'.join(map(str, own.channels))} + 256-128-10", "images": len(tensors[1]), "threads": s.threads,
+            "seconds": seconds, "ratios": {"twin": ratio}, "goals": {"twin": 1.05}}  # fmt: skip
+
+
+PARTS = {"mlp": mlp, "cnn": cnn, "hybrid": hybrid}
 
 
 def limit_torch(name, threads):
@@ -244,9 +460,11 @@ def main(argv=None):
     folder.mkdir(parents=True, exist_ok=True)
     with runs.whole(folder / f"{part}.json") as path:
         path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    with runs.whole(folder / f"{part}.png") as path:
-        plots.speed(found, NAMES).savefig(path)
-    print(f"\n{folder / part}.json, {folder / part}.png")
+    draw = {"mlp": plots.speed, "cnn": plots.cnn_speed}.get(part)  # of the hybrid there is but one number
+    if draw:
+        with runs.whole(folder / f"{part}.png") as path:
+            draw(found, NAMES).savefig(path)
+    print(f"\n{folder / part}.json" + (f", {folder / part}.png" if draw else ""))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 import data
@@ -35,9 +35,9 @@ import settings
 from backbone import SHAPE, build, layout, sides, stage_table
 
 # ---- settings: edit here, or override any of them on the command line (--epochs 5) ----
-EPOCHS = 10  # passes over the training set, in [1, inf)
+EPOCHS = 13  # passes over the training set, in [1, inf)
 BATCH_SIZE = 256  # images in each step, in [1, inf)
-CHANNELS = (32, 48, 96, 96, 192)  # output channels of each convolution, in [1, inf)
+CHANNELS = (24, 48, 96, 96, 192)  # output channels of each convolution, in [1, inf)
 KERNEL_SIZES = (3,)  # of each convolution, in pixels; a single one is for all, in [1, 27]
 POOL_AFTER = (1, 2, 4)  # the convolutions, counted from 1, that a 2 x 2 pooling follows, in [1, inf)
 POOL = "max"  # what the pooling takes of four pixels: {max, average}
@@ -188,14 +188,13 @@ class Training:
         self.rank, self.world = processes()
         self.network = DistributedDataParallel(model) if self.world > 1 else torch.compile(model) if s.compile else model
         self.averaged = AveragedModel(model, multi_avg_fn=self.average, use_buffers=True)
-        self.optimizer = optimizer_of(model.parameters(), s)
+        self.optimizer = optimizer_of((model.backbone if head else model).parameters(), s)
         self.steps = 0  # done so far
         self.history = {column: [] for column in runs.COLUMNS}
 
     def average(self, averages, values, _):
-        weight = 1 - min(self.s.average, self.steps / (9 + self.steps))  # forgets faster at the start: little to remember
-        for mean, value in zip(averages, values, strict=True):
-            mean.copy_(mean.lerp(value, weight) if mean.is_floating_point() else value)
+        decay = min(self.s.average, self.steps / (9 + self.steps))  # forgets faster at the start: little to remember
+        get_ema_multi_avg_fn(decay)(averages, values, _)
 
     def arrays(self):
         """{name: NumPy array}"""

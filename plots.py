@@ -435,3 +435,41 @@ def speed(found, names):
         ax.grid(alpha=0.25)
     axes[0, 1].legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1))
     return fig
+
+
+def cnn_speed(found, names):
+    """What benchmark.py cnn found: images/s beside the usual loop, where the time goes, and the race, if there was one."""
+    race = found.get("race")
+    title = f"CNN: speed of training with {found['threads']} threads, {found['precision']}"
+    fig, axes = figure(title, 14 if race else 10, 4.2, ncols=3 if race else 2)
+    ax = axes[0, 0]
+    rates = {names[name]: found["images"] / np.median(seconds) for name, seconds in found["seconds"].items()}
+    ax.barh(range(len(rates)), list(rates.values()), color=[TRAIN, GREY], height=0.5)
+    for place, rate in enumerate(rates.values()):
+        ax.annotate(f"{rate:,.0f}", (rate, place), (-4, 0), textcoords="offset points", va="center", ha="right", color="w")
+    ax.set_yticks(range(len(rates)), [textwrap.fill(name, 18) for name in rates])
+    ax.set(xlabel="training images/s")
+    ax.set_title(f"{found['network']}: {found['faster']['tutorial']:.2f} times as fast", fontsize=10)
+    ax.invert_yaxis()
+    ax, shares = axes[0, 1], found["shares"]
+    parts = {"convolutions": shares["convolutions"],
+             "normalisation, pooling, activation": shares["layers"] - shares["convolutions"],
+             "augmentation, loss, optimiser, average": shares["outside"]}  # fmt: skip
+    ax.barh(range(len(parts)), [100 * share for share in parts.values()], color=[TRAIN, VAL, GREY], height=0.5)
+    for place, share in enumerate(parts.values()):
+        ax.annotate(f"{share:.1%}", (100 * share, place), (4, 0), textcoords="offset points", va="center")
+    ax.set_yticks(range(len(parts)), [textwrap.fill(name, 18) for name in parts])
+    ax.set(xlabel="% of the training's time", xlim=(0, 100))
+    ax.set_title(f"our default {found['default_network']}", fontsize=10)
+    ax.invert_yaxis()
+    if race:
+        ax = axes[0, 2]
+        for (name, rows), colour in zip(race["rows"].items(), (TRAIN, GREY), strict=True):
+            seconds, accuracies = np.array(rows).T
+            ax.plot(seconds / 60, 100 * accuracies, "o-", color=colour, markersize=3, label=names[name])
+        ax.axhline(100 * race["accuracy"], color="black", linestyle="--", linewidth=0.8)
+        ax.set(xlabel="minutes", ylabel="validation accuracy (%)", ylim=(100 * race["accuracy"] - 4, None))
+        ax.set_title("our defaults and a tutorial's CNN", fontsize=10)
+        ax.legend(frameon=False, fontsize=8, loc="lower right")
+        ax.grid(alpha=0.25)
+    return fig

@@ -1,10 +1,16 @@
 """The benchmark: that every side does the work it is named for, and the arithmetic of its ratios. No speed is tested."""
 
+import json
+
 import numpy as np
 import pytest
+import torch
 from conftest import one_line
+from torch import nn
 
 import benchmark
+import cnn_feature_extraction as cnn
+import settings
 
 RNG = np.random.default_rng(5)
 y = np.arange(600) % 10
@@ -37,9 +43,50 @@ def test_ratios():
 
 def test_goals_and_names_are_of_sides():
     assert set(benchmark.GOALS) == set(benchmark.SIDES) - {"ours"}
-    assert set(benchmark.NAMES) == set(benchmark.SIDES)
+    assert set(benchmark.NAMES) == set(benchmark.SIDES) | {"tutorial", "twin"}
 
 
 def test_a_wrong_part_is_one_line(run_script):
     assert "name what to measure" in one_line(run_script("benchmark", "nlp"), 2)
     assert "name what to measure" in one_line(run_script("benchmark"), 2)
+
+
+def test_the_tutorials_network_is_r0s_and_learns(digits):
+    pixels = np.round(255 * digits.train.X).astype(np.uint8)
+    epoch, accuracy = benchmark.tutorial_cnn(pixels[:640], digits.train.y[:640], pixels[:300], digits.train.y[:300])
+    (network,) = (cell.cell_contents for cell in epoch.__closure__ if isinstance(cell.cell_contents, nn.Module)
+                  and not isinstance(cell.cell_contents, nn.CrossEntropyLoss))  # fmt: skip
+    assert sum(p.numel() for p in network.parameters()) == 1_614_090
+    before = accuracy()
+    epoch()
+    epoch()
+    assert accuracy() > max(before, 0.3)
+
+
+def test_the_layers_alone_are_all_of_them():
+    """Their passes are those of the network: hooks count each layer's forward and backward pass, as often as batches."""
+    s, X = settings.load(cnn, channels=(3, 4), pool_after=(1,), batch_size=16), torch.rand(40, 1, 28, 28)
+    seen = []
+    for only, expected in ((nn.Module, 8), (nn.Conv2d, 2)):  # convolution, pool, norm, relu; convolution, norm, relu, flat
+        epoch = benchmark.passes_alone(X, s, only)
+        (parts,) = (cell.cell_contents for cell in epoch.__closure__ if isinstance(cell.cell_contents, list))
+        assert len(parts) == expected
+        for module, *_ in parts:
+            module.register_full_backward_hook(lambda module, dx, dout: seen.append(module))
+        seen.clear()
+        epoch()
+        assert len(seen) == 3 * expected
+
+
+def test_the_cnn_and_the_hybrid(run_script, real_folder, tmp_path):
+    flags = ("--images", 1000, "--rounds", 1, "--output-dir", "out")
+    for part in ("cnn", "hybrid"):
+        done = run_script("benchmark", part, *flags, real_folder=real_folder)
+        assert (done.returncode, done.stderr) == (0, "")
+    found = json.loads((tmp_path / "out/cnn.json").read_text())
+    assert found["faster"]["tutorial"] == pytest.approx(found["seconds"]["tutorial"][0] / found["seconds"]["ours"][0])
+    shares = found["shares"]
+    assert 0 < shares["convolutions"] < shares["layers"]
+    assert shares["outside"] == pytest.approx(1 - shares["layers"])
+    assert json.loads((tmp_path / "out/hybrid.json").read_text())["ratios"]["twin"] > 0
+    assert (tmp_path / "out/cnn.png").exists()
