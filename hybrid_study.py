@@ -74,7 +74,7 @@ def fresh_predictions(model, images, features, mean, std, s):
     features: of the images as they are, standardised by mean and std.
     """
     device = model.mean.device
-    draw = cnn.generator(device, s.seed, 1)
+    draw = cnn.generator(device, s.seed, 0, 0)  # a stream that the CNN's training does not use
 
     def prepare(x):
         x = cnn.augment(torch.from_numpy(x)[:, None].to(device), s.flip, s.shift, draw, s.erase)
