@@ -134,47 +134,48 @@ def on_all_images(images, frozen, joint, s):
 
 
 def on_half_of_them(images, folder, s):
-    """The same for a CNN trained on half of the training images, in `folder`; and the rows of that half and the other."""
+    """{head: {part: (predicted, true) classes}} for a CNN, in `folder`, trained on half of the training images."""
     halves = data.stratified_split(images.train.y, len(images.train.y) // 2, s.seed)
-    first, second = (data.Split(*(array[rows] for array in vars(images.train).values())) for rows in halves)
     path = folder / "backbone.safetensors"
     if path.exists():
         model, _ = cnn.restore(path)
         model = model.to(cnn.pick_device(s.device))
     else:
+        first = data.Split(*(array[halves[0]] for array in vars(images.train).values()))
         resume = str(folder) if (folder / "settings.json").exists() else ""
         own = SimpleNamespace(**vars(s) | {"output_dir": str(folder), "resume": resume})
         with runs.Run("hybrid_study", own) as run:
             model, _ = cnn.train(replace(images, train=first), own, run)
             cnn.save(path, model, images, own)
     features = cnn.cached_features(folder / "features.npz", model, images)
-    parts = ("train", "val", "test")
-    found = {HALF_OWN: {part: cnn.classify(model, features[f"X_{part}"]).argmax(1).cpu().numpy() for part in parts}}
-    found[HALF_OWN]["train"] = found[HALF_OWN]["train"][halves[0]]
-    for name, rows in zip((SEEN, UNSEEN), halves, strict=True):
+    found = {}
+    for name, rows in ((HALF_OWN, halves[0]), (SEEN, halves[0]), (UNSEEN, halves[1])):
         some = {key: array[rows] if key.endswith("_train") else array.copy() for key, array in features.items()}
-        found[name] = mlp_predictions(some, images.classes, s)
-    return found, (first, second)
+        if name == HALF_OWN:
+            predicted = {part: cnn.classify(model, some[f"X_{part}"]).argmax(1).cpu().numpy()
+                         for part in ("train", "val", "test")}  # fmt: skip
+        else:
+            predicted = mlp_predictions(some, images.classes, s)
+        found[name] = {part: np.stack([classes, some[f"y_{part}"]]) for part, classes in predicted.items()}
+    return found
 
 
-def summary(every, truth):
-    """(heads, tests, verdicts) of {seed: {head: {part: predicted}}}; truth(head, part, seed) (N,) are the true classes.
+def summary(every):
+    """(heads, tests, verdicts) of {seed: {head: {part: (predicted, true) classes, an array (2, N)}}}.
 
     heads: {head: {"test_accuracy": mean, "test_accuracy_std": ..., "by_seed": {"test_accuracy": [...]}}, ...}, for train and
     val, too; tests: a dict for each comparison and seed; verdicts: a sentence for each comparison.
     """
-    heads = {}
-    first = next(iter(every.values()))
-    for name in first:
+    heads, tests = {}, []
+    for name, parts in next(iter(every.values())).items():
         heads[name] = {"by_seed": {}}
-        for part in first[name]:
-            values = [float(np.mean(one[name][part] == truth(name, part, seed))) for seed, one in every.items()]
+        for part in parts:
+            values = [float(np.mean(one[name][part][0] == one[name][part][1])) for one in every.values()]
             heads[name]["by_seed"][f"{part}_accuracy"] = values
             heads[name] |= {f"{part}_accuracy": statistics.fmean(values), f"{part}_accuracy_std": statistics.stdev(values)}
-    tests = []
     for first, second in COMPARED:
         for seed, one in every.items():
-            right = [one[name]["test"] == truth(name, "test", seed) for name in (first, second)]
+            right = [one[name]["test"][0] == one[name]["test"][1] for name in (first, second)]
             only_first, only_second, p = mcnemar(*right)
             tests.append({"head": first, "against": second, "seed": seed, "only_head_right": only_first,
                           "only_other_right": only_second, "p": p})  # fmt: skip
@@ -208,44 +209,56 @@ def check(s):
             raise settings.SettingError(f"--backbones {s.backbones}: made with other settings: {', '.join(different)}")
 
 
+def trained(folder, s, training):
+    """The folder, with a run of hybrid_train.py in it: finished before, or taken up where it was stopped, or made."""
+    if not (folder / "metrics.json").exists():
+        begun = str(folder) if (folder / "settings.json").exists() else ""
+        own = vars(s) | {"training": training, "seeds": 1, "output_dir": str(folder), "resume": begun}
+        hybrid_train.run(SimpleNamespace(**own))
+    return folder
+
+
+def of_seed(images, folder, s):
+    """{head: {part: (predicted, true) classes}} of the seed s.seed, kept in `folder` and taken from there."""
+    path = folder / f"predictions_{s.seed}.npz"
+    if path.exists():
+        with np.load(path, allow_pickle=False) as file:
+            names = [name.split("/") for name in file.files]
+            return {head: {part: file[f"{head}/{part}"] for of, part in names if of == head} for head, _ in names}
+    place = f"seed_{s.seed}"
+    frozen = Path(s.backbones, place) if s.backbones else trained(folder / "frozen" / place, s, "frozen")
+    joint = trained(folder / "joint" / place, s, "joint")
+    print(f"\nheads of seed {s.seed}", flush=True)
+    y = {part: getattr(images, part).y for part in ("train", "val", "test")}
+    found = {head: {part: np.stack([predicted, y[part]]) for part, predicted in parts.items()}
+             for head, parts in on_all_images(images, frozen, joint, s).items()}  # fmt: skip
+    found |= on_half_of_them(images, folder / "half" / place, s)
+    with runs.whole(path) as part, part.open("wb") as file:
+        np.savez(file, **{f"{head}/{name}": array for head, parts in found.items() for name, array in parts.items()})
+    return found
+
+
 def run(s):
-    """The whole study with the settings `s`. Returns what metrics.json holds."""
+    """The whole study with the settings `s`. Returns what metrics.json holds, which is written anew after each seed."""
     if s.quick:
         s.seeds = min(s.seeds, 2)
         hybrid_train.tour(s)
     check(s)
     images = data.load(s.dataset, s.data_dir, s.offline_fallback, s.split_seed, s.quick)
-    seeds = range(s.seed, s.seed + s.seeds)
+    every = {}
     with runs.Run("hybrid_study", s) as run:
-        folders = {}
-        for training in ("frozen", "joint"):
-            folders[training] = path = run.path / training
-            if training == "frozen" and s.backbones:
-                folders[training] = Path(s.backbones)
+        for seed in range(s.seed, s.seed + s.seeds):
+            every[seed] = of_seed(images, run.path, SimpleNamespace(**vars(s) | {"seed": seed, "resume": ""}))
+            if len(every) == 1:
                 continue
-            begun = str(path) if (path / "settings.json").exists() else ""
-            own = vars(s) | {"training": training, "output_dir": str(path), "resume": begun}
-            runs.over_seeds("hybrid_train", hybrid_train.run, SimpleNamespace(**own))
-        every, halves = {}, {}
-        for seed in seeds:
-            print(f"\nheads of seed {seed}", flush=True)
-            own = SimpleNamespace(**vars(s) | {"seed": seed, "resume": ""})
-            found = on_all_images(images, *(folders[name] / f"seed_{seed}" for name in ("frozen", "joint")), own)
-            more, two = on_half_of_them(images, run.path / "half" / f"seed_{seed}", own)
-            every[seed] = found | more
-            halves[seed] = {HALF_OWN: two[0], SEEN: two[0], UNSEEN: two[1]}
-
-        def truth(name, part, seed):
-            return halves[seed][name].y if part == "train" and name in halves[seed] else getattr(images, part).y
-
-        heads, tests, verdicts = summary(every, truth)
-        title = f"Heads on a CNN's features of {images.name}, {s.seeds} seeds"
-        run.save({"study.png": plots.heads(heads, title), "verdicts.txt": "\n".join(verdicts) + "\n"})
-        table = {name: (head["val_accuracy"], head["test_accuracy"]) for name, head in heads.items()}
-        metrics = run.finish(table, dataset=images.name, **images.sizes, seeds=list(seeds), heads=heads, tests=tests,
-                             verdicts=verdicts)  # fmt: skip
-        print("\n" + "\n".join(verdicts))
-        return metrics
+            heads, tests, verdicts = summary(every)
+            title = f"Heads on a CNN's features of {images.name}, {len(every)} seeds"
+            run.save({"study.png": plots.heads(heads, title), "verdicts.txt": "\n".join(verdicts) + "\n"})
+            table = {name: (head["val_accuracy"], head["test_accuracy"]) for name, head in heads.items()}
+            metrics = run.finish(table, dataset=images.name, **images.sizes, seeds=list(every), heads=heads, tests=tests,
+                                 verdicts=verdicts)  # fmt: skip
+            print("\n" + "\n".join(verdicts), flush=True)
+    return metrics
 
 
 def main(argv=None):

@@ -72,7 +72,7 @@ def test_the_layers_alone_are_all_of_them():
         (parts,) = (cell.cell_contents for cell in epoch.__closure__ if isinstance(cell.cell_contents, list))
         assert len(parts) == expected
         for module, *_ in parts:
-            module.register_full_backward_hook(lambda module, dx, dout: seen.append(module))
+            module.register_full_backward_pre_hook(lambda module, dout: seen.append(module))
         seen.clear()
         epoch()
         assert len(seen) == 3 * expected

@@ -33,10 +33,8 @@ def outcomes(*more_right):
         own, mlp = np.ones(1_000, int), np.ones(1_000, int)
         own[:800] = mlp[:700] = 0
         mlp[800 : 800 + n] = 0
-        parts = {"train": y, "val": y}
-        every[seed] = {name: {**parts, "test": own} for name in OTHERS}
-        every[seed][study.MLP] = {**parts, "test": mlp}
-    return every, lambda name, part, seed: y
+        every[seed] = {name: {"test": np.stack([own, y])} for name in OTHERS} | {study.MLP: {"test": np.stack([mlp, y])}}
+    return every
 
 
 @pytest.mark.parametrize(("more_right", "said"), [
@@ -46,7 +44,7 @@ def outcomes(*more_right):
     ((190, 190, 30), "significantly better in 2, worse in 1: no difference shown"),
 ])  # fmt: skip
 def test_verdicts(more_right, said):
-    heads, tests, verdicts = study.summary(*outcomes(*more_right))
+    heads, tests, verdicts = study.summary(outcomes(*more_right))
     assert verdicts[0].startswith("NumPy MLP, against CNN's own classifier: ")
     assert said in verdicts[0]
     assert all("no difference shown" in verdict for verdict in verdicts[1:])
@@ -83,7 +81,8 @@ def test_the_script(run_script, tmp_path):
     done = run_script("hybrid_study", *flags, "--backbones", "nowhere")
     assert "no network in nowhere/seed_0; make it by" in one_line(done, 2)
 
-    (tmp_path / "out/metrics.json").unlink()  # as if it had been stopped while it trained the heads of the last seed
+    (tmp_path / "out/metrics.json").unlink()  # as if it had been stopped while it trained the heads of the second seed
+    (tmp_path / "out/predictions_1.npz").unlink()
     done = run_script("hybrid_study", "--resume", "out")
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads((tmp_path / "out/metrics.json").read_text())["heads"] == heads
