@@ -130,3 +130,24 @@ def test_not_even_a_figure_needs(module):
             f"print(early, {module!r} in sys.modules)")  # fmt: skip
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[] False"
+
+
+def test_heads_draw_every_seed_and_name_the_means():
+    head = {"by_seed": {"test_accuracy": [0.9, 0.94], "train_accuracy": [0.95, 0.97]}, "test_accuracy": 0.92,
+            "test_accuracy_std": 0.02, "train_accuracy": 0.96, "train_accuracy_std": 0.01}  # fmt: skip
+    without = {name: value for name, value in head.items() if "train" not in name}
+    figure = plots.heads({"one": head, "nearest": without}, "title")
+    assert texts(figure) == ["92.00", "92.00", "96.00"]
+    assert figure.axes[0].lines[0].get_xdata().tolist() == [90, 94]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["one", "nearest"]
+
+
+def test_the_cnns_speed_with_and_without_a_race():
+    found = {"threads": 2, "precision": "float32", "images": 100, "network": "32-64", "default_network": "8-9",
+             "seconds": {"ours": [1.0, 3.0, 2.0], "tutorial": [4.0, 5.0, 6.0]}, "faster": {"tutorial": 2.5},
+             "shares": {"convolutions": 0.6, "layers": 0.9, "outside": 0.1}}  # fmt: skip
+    names = {"ours": "ours", "tutorial": "usual"}
+    assert texts(plots.cnn_speed(found, names)) == ["50", "20", "60.0%", "30.0%", "10.0%"]
+    race = {"rows": {"ours": [(60, 0.9), (120, 0.93)], "tutorial": [(100, 0.91), (200, 0.92)]}, "accuracy": 0.92}
+    figure = plots.cnn_speed(found | {"race": race}, names)
+    assert [line.get_xdata().tolist() for line in figure.axes[2].lines][:2] == [[1, 2], [100 / 60, 200 / 60]]
