@@ -14,6 +14,7 @@ import io
 import json
 import math
 import os
+import shutil
 import sys
 import time
 import zipfile
@@ -66,7 +67,8 @@ AVERAGE = 0.995  # decay of the running average of the weights, which is what is
 DEVICE = "auto"  # where to train; auto takes the first that is there: {auto, cuda, mps, cpu}
 PRECISION = "auto"  # of the training's convolutions; auto takes what is faster here: {auto, float32, bfloat16}
 COMPILE = False  # let torch.compile put layers together; it needs a C++ compiler, and longer trainings than these to pay
-RESUME = ""  # the folder of a run that was stopped, to take it up again with its own settings, on a CPU bit for bit
+RESUME = ""  # the folder of a run that was stopped, to take it up again with its own settings; on a CPU, with as many
+             # threads, bit for bit
 SEED = 0  # of the initial weights, the order of the batches and the augmentation, in [0, inf)
 SEEDS = 1  # runs, one for each seed from SEED on; metrics.json then has means, deviations and single values; in [1, 1000]
 QUICK = False  # a tour of half a minute: 4 epochs at most, on a subset; its figures are only a tour's
@@ -207,13 +209,17 @@ class Training:
 
     def about(self):
         """The rest, as a dict for JSON."""
-        return {"model": "cnn training", "epoch": len(self.history["epoch"]), "steps": self.steps, "history": self.history,
+        return {"epoch": len(self.history["epoch"]), "steps": self.steps, "history": self.history, "processes": self.world,
                 "precision": str(self.dtype).removeprefix("torch.")}  # fmt: skip
 
     def take_up(self, tensors, about):
-        """Go on from what `arrays` and `about` have returned. Raises RuntimeError or KeyError where that does not fit."""
+        """Go on from what `arrays` and `about` have returned. Raises ValueError, RuntimeError or LookupError."""
         of = {part: {name.removeprefix(f"{part}."): array for name, array in tensors.items() if name.startswith(f"{part}.")}
               for part in ("model", "averaged", "optimizer", "head")}  # fmt: skip
+        if about["processes"] != self.world:
+            raise ValueError(f"of a training by {about['processes']} processes, not {self.world}")
+        if about["steps"] and not of["optimizer"]:
+            raise ValueError("the optimiser's state is missing")
         for part in ("model", "averaged"):
             getattr(self, part).load_state_dict({name: torch.from_numpy(array) for name, array in of[part].items()})
         parameters, state = self.optimizer.param_groups[0]["params"], {}
@@ -255,7 +261,7 @@ class Training:
         """
         s, rank, world, epoch = self.s, self.rank, self.world, len(self.history["epoch"])
         own = generator(y.device, s.seed, epoch, rank + 1)
-        torch.manual_seed(own.initial_seed())  # of nn.Dropout, which takes no generator
+        torch.manual_seed(generator("cpu", s.seed, epoch, rank + 1, 1).initial_seed())  # nn.Dropout takes no generator
         batches = torch.randperm(len(y), generator=generator(y.device, s.seed, epoch), device=y.device).split(s.batch_size)
         total = s.epochs * len(batches)
         if len(batches[-1]) < world * (1 + s.batch_norm) and len(batches) > 1:
@@ -411,6 +417,7 @@ def train(images, s, run, history="history.csv", start=None, head=None):
     if s.resume:
         runs.take_up(training, s, split)
         run.go_on(training.history, history)
+    run.keep(training, split)  # before the first epoch: the precision that auto has come to stays
     trained_on = {"device": device.type, "precision": training.about()["precision"]}  # what auto has come to
     if not head:
         print(stage_table(model))
@@ -435,9 +442,14 @@ def check(s):
     side = sides(s.channels, s.pool_after)[-1]
     if s.batch_norm and s.batch_size == 1 and side == 1:
         raise settings.SettingError("--batch-size 1: batch normalisation of 1 x 1 maps needs 2 images or more")
-    if s.seeds > 1 and processes()[1] > 1:
+    several = processes()[1] > 1
+    if s.seeds > 1 and several:
         raise settings.SettingError(f"--seeds {s.seeds}: torchrun trains one at a time; give it --seed")
-    pick_device(s.device)
+    on_cpu = pick_device(s.device).type == "cpu"
+    if s.compile and several:
+        raise settings.SettingError("--compile: not with torchrun")
+    if s.compile and on_cpu and not any(map(shutil.which, ("g++", "clang++", "c++", "cl"))):
+        raise settings.SettingError("--compile: needs a C++ compiler, and none is here; leave it out")
 
 
 def tour(s):
@@ -484,7 +496,7 @@ def run(s):
 
 
 def main(argv=None):
-    runs.over_seeds("cnn_feature_extraction", run, settings.parse(sys.modules[__name__], data, runs, argv=argv))
+    runs.over_seeds("cnn_feature_extraction", run, settings.parse(sys.modules[__name__], data, runs, argv=argv), check)
 
 
 if __name__ == "__main__":

@@ -36,10 +36,11 @@ QUICK = False  # a tour of some minutes, on a subset, two seeds; its figures are
 
 OWN, MLP, LOGISTIC, NEAREST = "CNN's own classifier", "NumPy MLP", "logistic regression", "k nearest neighbours"
 FRESH, JOINT = "NumPy MLP, on freshly augmented images", "NumPy MLP, trained together with the CNN"
-HALF_OWN = "half: CNN's own classifier"
-SEEN, UNSEEN = "half: NumPy MLP, on the CNN's half", "half: NumPy MLP, on the other half"
-COMPARED = [(name, OWN) for name in (MLP, LOGISTIC, NEAREST, FRESH, JOINT)] + [(SEEN, HALF_OWN), (UNSEEN, HALF_OWN),
-                                                                               (UNSEEN, SEEN)]  # fmt: skip
+HALF_OWN, SEEN = "half: CNN's own classifier", "half: NumPy MLP, on the CNN's half"
+UNSEEN, LINEAR = "half: NumPy MLP, on the other half", "half: logistic regression, on the other half"
+COMPARED = ((MLP, OWN), (LOGISTIC, OWN), (NEAREST, OWN), (FRESH, OWN), (JOINT, OWN), (SEEN, HALF_OWN), (UNSEEN, SEEN),
+            (UNSEEN, LINEAR))  # fmt: skip
+PARTS = ("train", "val", "test")
 LEVEL = 0.05  # of significance, all comparisons together
 
 
@@ -62,14 +63,13 @@ def holm(p):
     return corrected.tolist()
 
 
-def mlp_predictions(features, classes, s):
-    """{part: classes (N,)} that the NumPy MLP predicts, which learns from features["X_train"]; standardised in place."""
-    head, *_ = hybrid_train.train_head(features, classes, s, SimpleNamespace(log=lambda row: None))
-    return {part: head.logits(features[f"X_{part}"]).argmax(axis=1) for part in ("train", "val", "test")}
+def by_part(predict):
+    """{part: classes (N,)} of a function that gives the logits of a part, a tensor or an array (N, classes)."""
+    return {part: np.asarray(predict(part)).argmax(axis=1) for part in PARTS}
 
 
-def fresh_predictions(model, images, features, mean, std, s):
-    """The same, of an MLP that learns from features of images augmented anew for each batch.
+def fresh_mlp(model, images, features, mean, std, s):
+    """The NumPy MLP, trained on features of images that are augmented anew for each batch; otherwise as hybrid_train has it.
 
     features: of the images as they are, standardised by mean and std.
     """
@@ -83,20 +83,23 @@ def fresh_predictions(model, images, features, mean, std, s):
     own = hybrid_train.head_settings(s)
     training = mlp.Training(*mlp.build(features["X_val"].shape[1], len(images.classes), own), own, len(images.train.y))
     training.run(images.train.X, images.train.y, features["X_val"], images.val.y, lambda row: None, prepare=prepare)
-    return {part: training.model.logits(features[f"X_{part}"]).argmax(axis=1) for part in ("train", "val", "test")}
+    return training.model
 
 
-def logistic_predictions(features, y_val, s):
-    """The same, of scikit-learn's logistic regression, which minimises the same loss as the CNN's own classifier."""
+def logistic_regression(features, s):
+    """scikit-learn's, with the best C by validation: (classes that it predicts {part: (N,)}, C).
+
+    Plain labels and plain images; the CNN's own classifier learns from smoothed labels and augmented images.
+    """
     from sklearn.linear_model import LogisticRegression
 
     tried = [LogisticRegression(C=C, max_iter=300).fit(features["X_train"], features["y_train"]) for C in s.logistic_c]
-    best = max(tried, key=lambda one: one.score(features["X_val"], y_val))
-    return {part: best.predict(features[f"X_{part}"]) for part in ("train", "val", "test")}
+    best = max(tried, key=lambda one: one.score(features["X_val"], features["y_val"]))
+    return {part: best.predict(features[f"X_{part}"]) for part in PARTS}, best.C
 
 
-def nearest_predictions(features, y_val, s):
-    """The same, of k nearest neighbours, but for the training images, each of which is its own nearest."""
+def nearest_neighbours(features, s):
+    """k nearest neighbours, with the best k by validation: ({part: (N,)}, k); without training images, their own nearest."""
     from sklearn.neighbors import NearestNeighbors
 
     y = features["y_train"]
@@ -106,65 +109,67 @@ def nearest_predictions(features, y_val, s):
     def vote(part, k):
         return np.stack([(labels[part][:, :k] == label).sum(axis=1) for label in range(y.max() + 1)], axis=1).argmax(axis=1)
 
-    best = max(s.neighbours, key=lambda k: np.mean(vote("val", k) == y_val))
-    return {part: vote(part, best) for part in ("val", "test")}
-
-
-def network_predictions(model, images):
-    """The same, of the whole network, convolutions and classifier."""
-    return {part: cnn.classify(model, cnn.features_of(model, getattr(images, part).X)).argmax(1).cpu().numpy()
-            for part in ("train", "val", "test")}  # fmt: skip
+    best = max(s.neighbours, key=lambda k: np.mean(vote("val", k) == features["y_val"]))
+    return {part: vote(part, best) for part in ("val", "test")}, best
 
 
 def on_all_images(images, frozen, joint, s):
-    """{head: {part: predicted classes}} for a CNN trained on all training images. frozen, joint: folders of hybrid_train."""
-    model, _ = cnn.restore(frozen / "backbone.safetensors")
-    model = model.to(cnn.pick_device(s.device))
-    features = cnn.cached_features(frozen / "features.npz", model, images)
-    mean, std = data.statistics(features["X_train"])
-    found = {OWN: {part: cnn.classify(model, features[f"X_{part}"]).argmax(1).cpu().numpy()
-                   for part in ("train", "val", "test")}}  # fmt: skip
-    found[MLP] = mlp_predictions(features, images.classes, s)  # from here on, the features are standardised
-    found[FRESH] = fresh_predictions(model, images, features, mean, std, s)
-    found[LOGISTIC] = logistic_predictions(features, images.val.y, s)
-    found[NEAREST] = nearest_predictions(features, images.val.y, s)
-    whole, _ = hybrid_train.restore(joint / "hybrid.safetensors")
-    found[JOINT] = network_predictions(whole.to(cnn.pick_device(s.device)), images)
-    return found
+    """({head: {part: predicted classes}}, what validation chose) of a CNN trained on all training images.
+
+    frozen, joint: folders of runs of hybrid_train.py.
+    """
+    device = cnn.pick_device(s.device)
+    model = cnn.restore(frozen / "backbone.safetensors")[0].to(device)
+    features, chosen = cnn.cached_features(frozen / "features.npz", model, images), {}
+    found = {OWN: by_part(lambda part: cnn.classify(model, features[f"X_{part}"]).cpu())}
+    head, about = mlp.restore(frozen / "head.safetensors")
+    for part in PARTS:
+        features[f"X_{part}"] -= np.float32(about["mean"])
+        features[f"X_{part}"] /= np.float32(about["std"])
+    found[MLP] = by_part(lambda part: head.logits(features[f"X_{part}"]))
+    fresh = fresh_mlp(model, images, features, about["mean"], about["std"], s)
+    found[FRESH] = by_part(lambda part: fresh.logits(features[f"X_{part}"]))
+    found[LOGISTIC], chosen[LOGISTIC] = logistic_regression(features, s)
+    found[NEAREST], chosen[NEAREST] = nearest_neighbours(features, s)
+    whole = hybrid_train.restore(joint / "hybrid.safetensors")[0].to(device)
+    found[JOINT] = by_part(lambda part: cnn.classify(whole, cnn.features_of(whole, getattr(images, part).X)).cpu())
+    return {head: {part: (classes, features[f"y_{part}"]) for part, classes in parts.items()}
+            for head, parts in found.items()}, chosen  # fmt: skip
 
 
 def on_half_of_them(images, folder, s):
-    """{head: {part: (predicted, true) classes}} for a CNN, in `folder`, trained on half of the training images."""
+    """({head: {part: (predicted, true) classes}}, what validation chose) of a CNN trained on half of the training images.
+
+    It is in `folder`, where it is made if need be. The heads learn from the features of that half, or of the other one.
+    """
     halves = data.stratified_split(images.train.y, len(images.train.y) // 2, s.seed)
-    path = folder / "backbone.safetensors"
-    if path.exists():
-        model, _ = cnn.restore(path)
-        model = model.to(cnn.pick_device(s.device))
-    else:
-        first = data.Split(*(array[halves[0]] for array in vars(images.train).values()))
+    path, train = folder / "backbone.safetensors", images.train
+    if not path.exists():
+        half = data.Split(X=train.X[halves[0]], y=train.y[halves[0]], index=train.index[halves[0]])
         resume = str(folder) if (folder / "settings.json").exists() else ""
         own = SimpleNamespace(**vars(s) | {"output_dir": str(folder), "resume": resume})
         with runs.Run("hybrid_study", own) as run:
-            model, _ = cnn.train(replace(images, train=first), own, run)
-            cnn.save(path, model, images, own)
+            cnn.save(path, cnn.train(replace(images, train=half), own, run)[0], images, own)
+    model = cnn.restore(path)[0].to(cnn.pick_device(s.device))
     features = cnn.cached_features(folder / "features.npz", model, images)
-    found = {}
-    for name, rows in ((HALF_OWN, halves[0]), (SEEN, halves[0]), (UNSEEN, halves[1])):
-        some = {key: array[rows] if key.endswith("_train") else array.copy() for key, array in features.items()}
-        if name == HALF_OWN:
-            predicted = {part: cnn.classify(model, some[f"X_{part}"]).argmax(1).cpu().numpy()
-                         for part in ("train", "val", "test")}  # fmt: skip
-        else:
-            predicted = mlp_predictions(some, images.classes, s)
-        found[name] = {part: np.stack([classes, some[f"y_{part}"]]) for part, classes in predicted.items()}
-    return found
+    first, other = ({key: array[rows] if key.endswith("_train") else array.copy() for key, array in features.items()}
+                    for rows in halves)  # fmt: skip
+    found = {HALF_OWN: by_part(lambda part: cnn.classify(model, first[f"X_{part}"]).cpu())}
+    seen, unseen = (hybrid_train.train_head(half, images.classes, s, SimpleNamespace(log=lambda row: None))[0]
+                    for half in (first, other))  # it standardises the features, too  # fmt: skip
+    found[SEEN] = by_part(lambda part: seen.logits(first[f"X_{part}"]))
+    found[UNSEEN] = by_part(lambda part: unseen.logits(other[f"X_{part}"]))
+    found[LINEAR], chosen = logistic_regression(other, s)
+    of = {HALF_OWN: first, SEEN: first, UNSEEN: other, LINEAR: other}
+    return {head: {part: (classes, of[head][f"y_{part}"]) for part, classes in parts.items()}
+            for head, parts in found.items()}, {LINEAR: chosen}  # fmt: skip
 
 
 def summary(every):
     """(heads, tests, verdicts) of {seed: {head: {part: (predicted, true) classes, an array (2, N)}}}.
 
     heads: {head: {"test_accuracy": mean, "test_accuracy_std": ..., "by_seed": {"test_accuracy": [...]}}, ...}, for train and
-    val, too; tests: a dict for each comparison and seed; verdicts: a sentence for each comparison.
+    val, too; tests: a dict for each comparison; verdicts: a sentence for each.
     """
     heads, tests = {}, []
     for name, parts in next(iter(every.values())).items():
@@ -174,38 +179,62 @@ def summary(every):
             heads[name]["by_seed"][f"{part}_accuracy"] = values
             heads[name] |= {f"{part}_accuracy": statistics.fmean(values), f"{part}_accuracy_std": statistics.stdev(values)}
     for first, second in COMPARED:
+        test = {"head": first, "against": second, "by_seed": []}
         for seed, one in every.items():
-            right = [one[name]["test"][0] == one[name]["test"][1] for name in (first, second)]
+            right = (one[name]["test"][0] == one[name]["test"][1] for name in (first, second))
             only_first, only_second, p = mcnemar(*right)
-            tests.append({"head": first, "against": second, "seed": seed, "only_head_right": only_first,
-                          "only_other_right": only_second, "p": p})  # fmt: skip
-    for test, p in zip(tests, holm([test["p"] for test in tests]), strict=True):
+            test["by_seed"].append({"seed": seed, "only_head_right": only_first, "only_other_right": only_second, "p": p})
+        points = [100 * (a - b) for a, b in zip(*(heads[name]["by_seed"]["test_accuracy"] for name in (first, second)),
+                                                strict=True)]  # fmt: skip
+        test |= {"points": statistics.fmean(points), "points_std": statistics.stdev(points), "p": over_the_seeds(points)}
+        tests.append(test)
+    for number in range(len(every)):  # of each seed's networks
+        together = [test["by_seed"][number] for test in tests]
+        for one, p in zip(together, holm([one["p"] for one in together]), strict=True):
+            one["p_holm"] = p
+    for test, p in zip(tests, holm([test["p"] for test in tests]), strict=True):  # of the methods
         test["p_holm"] = p
-    return heads, tests, [verdict(first, second, tests, heads) for first, second in COMPARED]
+    return heads, tests, [verdict(test) for test in tests]
 
 
-def verdict(first, second, tests, heads):
-    """In words, how head `first` compares with head `second`. Better is what is significantly so in most seeds."""
-    a, b = (np.array(heads[name]["by_seed"]["test_accuracy"]) for name in (first, second))
-    own = [test for test in tests if (test["head"], test["against"]) == (first, second) and test["p_holm"] < LEVEL]
-    better = sum(test["only_head_right"] > test["only_other_right"] for test in own)
-    worse, n = len(own) - better, len(a)
-    words = "better" if better > n / 2 and not worse else "worse" if worse > n / 2 and not better else "no difference shown"
-    return (f"{first}, against {second}: {100 * (a - b).mean():+.2f} +- {100 * (a - b).std(ddof=1):.2f} points; ahead in "
-            f"{(a > b).sum()} of {n} seeds, significantly better in {better}, worse in {worse}: {words}")  # fmt: skip
+def over_the_seeds(points):
+    """p of the paired t test: were the two methods equally good, how probable were differences of such a mean over seeds?"""
+    from scipy.stats import ttest_1samp
+
+    if np.ptp(points) == 0:
+        return float(points[0] == 0)
+    return float(ttest_1samp(points, 0).pvalue)
+
+
+def verdict(test):
+    """In words, how a head compares with another."""
+    won = [one["only_head_right"] > one["only_other_right"] for one in test["by_seed"] if one["p_holm"] < LEVEL]
+    words = "no difference shown" if test["p_holm"] >= LEVEL else "better" if test["points"] > 0 else "worse"
+    return (f"{test['head']}, against {test['against']}: {test['points']:+.2f} +- {test['points_std']:.2f} points, p = "
+            f"{test['p_holm']:.3f} (paired t over {len(test['by_seed'])} seeds, Holm); of single networks significantly "
+            f"better {sum(won)}, worse {len(won) - sum(won)} (McNemar, Holm): {words}")  # fmt: skip
 
 
 def check(s):
-    """Raise settings.SettingError where the folder s.backbones has not what is needed."""
-    cnn.check(s)
-    for seed in range(s.seed, s.seed + s.seeds if s.backbones else s.seed):
+    """Raise settings.SettingError, before any data is read, for what cannot be, and for s.backbones of another kind."""
+    hybrid_train.check(s)
+    if s.backbone or s.head:
+        raise settings.SettingError("--backbone, --head: the study has a network for each seed; give it --backbones FOLDER")
+    if not (s.logistic_c and s.neighbours):
+        raise settings.SettingError("--logistic-c, --neighbours: at least one number each")
+    if not s.backbones:
+        return
+    if s.output_dir and Path(s.output_dir).resolve() == Path(s.backbones).resolve():
+        raise settings.SettingError(f"--output-dir {s.output_dir}: is the folder of the backbones; name another")
+    for seed in range(s.seed, s.seed + s.seeds):
         path = Path(s.backbones, f"seed_{seed}", "settings.json")
-        if not path.with_name("backbone.safetensors").is_file() or not path.is_file():
-            raise settings.SettingError(f"--backbones {s.backbones}: no network in {path.parent}; make it by python "
-                                        f"hybrid_train.py --seeds {s.seeds} --output-dir {s.backbones}")  # fmt: skip
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        own = json.loads(json.dumps({name: getattr(s, name) for name in (*cnn.SHAPE, "epochs", "split_seed", "quick")}))
-        if different := [name for name in own if saved.get(name) != own[name]]:
+        if not path.is_file() or not path.with_name("hybrid.safetensors").is_file():
+            raise settings.SettingError(f"--backbones {s.backbones}: no finished run in {path.parent}; make them by python "
+                                        f"hybrid_train.py --seed {s.seed} --seeds {s.seeds}")  # fmt: skip
+        own, saved = runs.of_training(vars(s)), runs.of_training(json.loads(path.read_text(encoding="utf-8")))
+        may_differ = "seed", "training", "backbones", "logistic_c", "neighbours"
+        different = sorted(name for name in saved if name not in may_differ and own[name] != saved[name])
+        if different:
             raise settings.SettingError(f"--backbones {s.backbones}: made with other settings: {', '.join(different)}")
 
 
@@ -219,23 +248,27 @@ def trained(folder, s, training):
 
 
 def of_seed(images, folder, s):
-    """{head: {part: (predicted, true) classes}} of the seed s.seed, kept in `folder` and taken from there."""
+    """({head: {part: (predicted, true) classes}}, what validation chose) of the seed s.seed, kept in `folder`."""
     path = folder / f"predictions_{s.seed}.npz"
     if path.exists():
         with np.load(path, allow_pickle=False) as file:
-            names = [name.split("/") for name in file.files]
-            return {head: {part: file[f"{head}/{part}"] for of, part in names if of == head} for head, _ in names}
+            arrays = dict(file)
+        chosen, found = json.loads(str(arrays.pop("chosen"))), {}
+        for name, array in arrays.items():
+            head, part = name.split("/")
+            found.setdefault(head, {})[part] = tuple(array)
+        return found, chosen
     place = f"seed_{s.seed}"
     frozen = Path(s.backbones, place) if s.backbones else trained(folder / "frozen" / place, s, "frozen")
     joint = trained(folder / "joint" / place, s, "joint")
     print(f"\nheads of seed {s.seed}", flush=True)
-    y = {part: getattr(images, part).y for part in ("train", "val", "test")}
-    found = {head: {part: np.stack([predicted, y[part]]) for part, predicted in parts.items()}
-             for head, parts in on_all_images(images, frozen, joint, s).items()}  # fmt: skip
-    found |= on_half_of_them(images, folder / "half" / place, s)
+    found, chosen = on_all_images(images, frozen, joint, s)
+    more, chosen_too = on_half_of_them(images, folder / "half" / place, s)
+    found, chosen = found | more, chosen | chosen_too
+    arrays = {f"{head}/{part}": np.stack(both) for head, parts in found.items() for part, both in parts.items()}
     with runs.whole(path) as part, part.open("wb") as file:
-        np.savez(file, **{f"{head}/{name}": array for head, parts in found.items() for name, array in parts.items()})
-    return found
+        np.savez(file, chosen=json.dumps(chosen), **arrays)
+    return found, chosen
 
 
 def run(s):
@@ -245,10 +278,11 @@ def run(s):
         hybrid_train.tour(s)
     check(s)
     images = data.load(s.dataset, s.data_dir, s.offline_fallback, s.split_seed, s.quick)
-    every = {}
+    every, chosen = {}, {}
     with runs.Run("hybrid_study", s) as run:
         for seed in range(s.seed, s.seed + s.seeds):
-            every[seed] = of_seed(images, run.path, SimpleNamespace(**vars(s) | {"seed": seed, "resume": ""}))
+            own = SimpleNamespace(**vars(s) | {"seed": seed, "resume": ""})
+            every[seed], chosen[seed] = of_seed(images, run.path, own)
             if len(every) == 1:
                 continue
             heads, tests, verdicts = summary(every)
@@ -256,7 +290,7 @@ def run(s):
             run.save({"study.png": plots.heads(heads, title), "verdicts.txt": "\n".join(verdicts) + "\n"})
             table = {name: (head["val_accuracy"], head["test_accuracy"]) for name, head in heads.items()}
             metrics = run.finish(table, dataset=images.name, **images.sizes, seeds=list(every), heads=heads, tests=tests,
-                                 verdicts=verdicts)  # fmt: skip
+                                 verdicts=verdicts, chosen=chosen)  # fmt: skip
             print("\n" + "\n".join(verdicts), flush=True)
     return metrics
 

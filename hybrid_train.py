@@ -129,6 +129,8 @@ def build_head(images, s):
         return Head(mlp.build(sizes[0], sizes[-1], own)[0], s.joint_learning_rate)
     network, about = mlp.restore(s.head)
     found = tuple(network.built["sizes"])
+    if network.built["norm"] == "batch" or not isinstance(about["mean"], float):
+        raise runs.RunError(f"{s.head}: joint training takes a head as this script makes it, without batch normalisation")
     if (found[0], found[-1]) != (sizes[0], sizes[-1]) or tuple(about["classes"]) != tuple(images.classes):
         raise runs.RunError(f"{s.head}: is a head for {found[0]:,} features and {found[-1]} classes of {about['dataset']}; "
                             f"here are {sizes[0]:,} and {sizes[-1]} of {images.name}")  # fmt: skip
@@ -174,8 +176,8 @@ def tour(s):
     s.head_epochs, s.head_batch_size = min(s.head_epochs, 3), min(s.head_batch_size, 32)
 
 
-def run(s):
-    """The whole job with the settings `s`: backbone, features, head, test, save. Returns what metrics.json holds."""
+def check(s):
+    """Raise settings.SettingError, before any data is read, for what cannot be."""
     cnn.check(s)
     if cnn.processes()[1] > 1:
         raise settings.SettingError("torchrun is for cnn_feature_extraction.py; give this script its result with --backbone")
@@ -184,8 +186,15 @@ def run(s):
             raise settings.SettingError(f"--{name} {vars(s)[name]}: no such file")
     if s.head and s.training != "joint":
         raise settings.SettingError("--head: only joint training starts from one; add --training joint")
-    if s.backbone and s.output_dir and Path(s.output_dir).resolve() == Path(s.backbone).resolve().parent:
+    if s.backbone and s.output_dir and Path(s.output_dir).resolve() in Path(s.backbone).resolve().parents[:2]:
         raise settings.SettingError(f"--output-dir {s.output_dir}: is the backbone's own folder; name another")
+    if s.compile and s.training == "joint":
+        raise settings.SettingError("--compile: not with --training joint, whose MLP is not PyTorch's")
+
+
+def run(s):
+    """The whole job with the settings `s`: backbone, features, head, test, save. Returns what metrics.json holds."""
+    check(s)
     images = data.load(s.dataset, s.data_dir, s.offline_fallback, s.split_seed, s.quick)
     if s.quick:
         tour(s)
@@ -264,7 +273,7 @@ def run_jointly(images, s, start):
 
 
 def main(argv=None):
-    runs.over_seeds("hybrid_train", run, settings.parse(sys.modules[__name__], cnn, data, runs, argv=argv))
+    runs.over_seeds("hybrid_train", run, settings.parse(sys.modules[__name__], cnn, data, runs, argv=argv), check)
 
 
 if __name__ == "__main__":

@@ -365,16 +365,21 @@ def seeds(seed):
 
 def build(features, classes, s, dtype=np.float32):
     """(an untrained MLP with the settings `s` of this script, its random streams). Raises settings.SettingError."""
-    if s.norm == "batch" and s.batch_size == 1:
-        raise settings.SettingError("--batch-size 1: batch normalisation needs 2 images or more")
-    if s.learning_rate * s.weight_decay >= 1:
-        raise settings.SettingError(f"--weight-decay {s.weight_decay:g}: with --learning-rate {s.learning_rate:g} a step "
-                                    "would take off all of the weights; lower one of them")  # fmt: skip
+    check_settings(s)
     rng = seeds(s.seed)
     model = MLP((features, *s.hidden, classes), rng["init"], activation=s.activation, norm=s.norm, dropout=s.dropout,
                 input_dropout=s.input_dropout, init=s.init, init_scale=s.init_scale, dropout_rng=rng["dropout"],
                 dtype=dtype)  # fmt: skip
     return model, rng
+
+
+def check_settings(s):
+    """Raise settings.SettingError for settings that cannot go together."""
+    if s.norm == "batch" and s.batch_size == 1:
+        raise settings.SettingError("--batch-size 1: batch normalisation needs 2 images or more")
+    if s.learning_rate * s.weight_decay >= 1:
+        raise settings.SettingError(f"--weight-decay {s.weight_decay:g}: with --learning-rate {s.learning_rate:g} a step "
+                                    "would take off all of the weights; lower one of them")  # fmt: skip
 
 
 def train(X, y, X_val, y_val, classes, s, log):
@@ -449,7 +454,7 @@ def training_figures(training, X, y, shape, title):
 
 
 def main(argv=None):
-    runs.over_seeds("mlp_from_scratch", run, settings.parse(sys.modules[__name__], data, runs, argv=argv))
+    runs.over_seeds("mlp_from_scratch", run, settings.parse(sys.modules[__name__], data, runs, argv=argv), check_settings)
 
 
 if __name__ == "__main__":

@@ -111,6 +111,8 @@ class Run:
         self.path = Path(resumed) if resumed else new_folder(script, self.settings)
 
     def __enter__(self):
+        for part in self.path.glob(".[0-9]*.*"):  # what a process that was killed was just writing
+            part.unlink()
         values = "  ".join(f"{name}={value!r}".replace(", ", ",") for name, value in self.settings.items())
         print(textwrap.fill(f"settings  {values}", 118, subsequent_indent=10 * " ", break_on_hyphens=False))
         return self
@@ -119,7 +121,7 @@ class Run:
         if kind is KeyboardInterrupt:
             raise KeyboardInterrupt(f": what was written so far is in {self.path}") from None
         if kind is Diverged and (self.path / CHECKPOINT).exists():
-            raise Diverged(f"{error}; the checkpoint of the epoch before is kept: {self.path / CHECKPOINT}") from None
+            raise Diverged(f"{error}; the last checkpoint is kept: {self.path / CHECKPOINT}") from None
 
     def log(self, row, name="history.csv"):
         """Print one epoch's row (a dict of COLUMNS), and write the history so far."""
@@ -141,8 +143,6 @@ class Run:
 
     def go_on(self, history, name="history.csv"):
         """Take the run in this folder up with the history {column: [...]} of the epochs that are behind it."""
-        for part in self.path.glob(".[0-9]*.*"):  # what a process that was killed was just writing
-            part.unlink()
         rows = zip(*(history[column] for column in COLUMNS), strict=True)
         self.histories[name] = [rounded(dict(zip(COLUMNS, row, strict=True))) for row in rows]
         if self.histories[name]:
@@ -185,12 +185,14 @@ class Run:
         return metrics
 
 
-def over_seeds(script, run, s):
+def over_seeds(script, run, s, check=lambda s: None):
     """run(s), or with s.seeds > 1 a run for each seed from s.seed on, in FOLDER/seed_0 and so on. Returns the metrics.
 
     FOLDER/metrics.json then has of every result its mean, its standard deviation (NAME_std, with n - 1) and, under
-    "by_seed", the single values. Taken up with --resume, it goes on with the seed at which it was stopped.
+    "by_seed", the single values; of the memory the highest. Taken up with --resume, it goes on with the seed at which it was
+    stopped. `check` is called before any folder is made or moved; it raises SettingError for what `run` would refuse.
     """
+    check(s)
     if s.seeds == 1:
         return run(s)
     folder = Path(s.resume) if s.resume else new_folder(script, vars(s))
@@ -204,11 +206,12 @@ def over_seeds(script, run, s):
         every.append(json.loads((path / "metrics.json").read_text(encoding="utf-8")))
     first = {name: value for name, value in every[0].items()
              if isinstance(value, float) or all(one[name] == value for one in every)}  # fmt: skip
+    memory = {"peak_memory_mib": max(one["peak_memory_mib"] for one in every)} if first.pop("peak_memory_mib", 0) else {}
     results = [name for name, value in first.items() if isinstance(value, float)]  # sizes are whole numbers
     by_seed = {name: [one[name] for one in every] for name in results}
     metrics = first | {name: statistics.fmean(values) for name, values in by_seed.items()}
     metrics |= {f"{name}_std": statistics.stdev(values) for name, values in by_seed.items()}
-    metrics |= {"seeds": list(range(s.seed, s.seed + s.seeds)), "by_seed": by_seed, "settings": vars(s)}
+    metrics |= memory | {"seeds": list(range(s.seed, s.seed + s.seeds)), "by_seed": by_seed, "settings": vars(s)}
     metrics |= {"command": command_line(), **surroundings()}
     with whole(folder / "metrics.json") as part:
         part.write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n", encoding="utf-8", newline="\n")
@@ -296,7 +299,7 @@ def as_written(path):
     """Raise RunError for whatever goes wrong inside because the weights file `path` does not hold what it should."""
     try:
         yield
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise RunError(f"{path}: not as this project writes it ({str(error).splitlines()[0]})") from None
 
 

@@ -4,9 +4,16 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from conftest import one_line
 
+import backbone
+import cnn_feature_extraction as cnn
+import data
 import hybrid_study as study
+import hybrid_train
+import runs
+import settings
 
 
 def test_mcnemar_by_hand():
@@ -23,7 +30,8 @@ def test_holm_by_hand():
     assert study.holm([0.5, 0.9]) == [1.0, 1.0]
 
 
-OTHERS = (study.OWN, study.LOGISTIC, study.NEAREST, study.FRESH, study.JOINT, study.HALF_OWN, study.SEEN, study.UNSEEN)
+OTHERS = (study.OWN, study.LOGISTIC, study.NEAREST, study.FRESH, study.JOINT, study.HALF_OWN, study.SEEN, study.UNSEEN,
+          study.LINEAR)  # fmt: skip
 
 
 def outcomes(*more_right):
@@ -37,23 +45,75 @@ def outcomes(*more_right):
     return every
 
 
-@pytest.mark.parametrize(("more_right", "said"), [
-    ((190, 190, 190), "+9.00 +- 0.00 points; ahead in 3 of 3 seeds, significantly better in 3, worse in 0: better"),
-    ((30, 30, 105), "ahead in 1 of 3 seeds, significantly better in 0, worse in 2: worse"),
-    ((110, 95, 105), "ahead in 2 of 3 seeds, significantly better in 0, worse in 0: no difference shown"),
-    ((190, 190, 30), "significantly better in 2, worse in 1: no difference shown"),
+@pytest.mark.parametrize(("more_right", "said", "words"), [
+    ((190, 190, 190), "+9.00 +- 0.00 points, p = 0.000 (paired t over 3 seeds", "better 3, worse 0 (McNemar, Holm): better"),
+    ((30, 40, 35), "-6.50 +- 0.50 points", "better 0, worse 3 (McNemar, Holm): worse"),
+    ((130, 95, 105), "+1.00 +- 1.80 points", "better 0, worse 0 (McNemar, Holm): no difference shown"),
+    ((190, 190, 30), "+3.67 +- 9.24 points", "better 2, worse 1 (McNemar, Holm): no difference shown"),
 ])  # fmt: skip
-def test_verdicts(more_right, said):
+def test_verdicts(more_right, said, words):
     heads, tests, verdicts = study.summary(outcomes(*more_right))
     assert verdicts[0].startswith("NumPy MLP, against CNN's own classifier: ")
     assert said in verdicts[0]
+    assert verdicts[0].endswith(words)
     assert all("no difference shown" in verdict for verdict in verdicts[1:])
-    assert len(tests) == 3 * len(study.COMPARED)
-    assert tests[0] | {"p": 0, "p_holm": 0} == {"head": study.MLP, "against": study.OWN, "seed": 0, "p": 0, "p_holm": 0,
-                                                "only_head_right": more_right[0], "only_other_right": 100}  # fmt: skip
+    assert [(test["head"], test["against"]) for test in tests] == list(study.COMPARED)
+    assert [one["only_head_right"] for one in tests[0]["by_seed"]] == list(more_right)
     assert heads[study.MLP]["by_seed"]["test_accuracy"] == pytest.approx([0.7 + n / 1_000 for n in more_right])
     assert heads[study.MLP]["test_accuracy"] == pytest.approx(0.7 + np.mean(more_right) / 1_000)
     assert heads[study.MLP]["test_accuracy_std"] == pytest.approx(np.std(more_right, ddof=1) / 1_000)
+
+
+def test_the_t_test_by_hand():
+    # mean 2, deviation 1, n 4: t = 4 with 3 degrees of freedom, whose two tails hold 0.0280
+    points = 2 + np.array([1.0, -1.0, 1.0, -1.0]) / np.sqrt(4 / 3)
+    assert study.over_the_seeds(points) == pytest.approx(0.0280, abs=1e-4)
+    assert (study.over_the_seeds([0, 0]), study.over_the_seeds([3, 3])) == (1, 0)
+
+
+def small(digits, tmp_path, **options):
+    return settings.load(study, hybrid_train, cnn, data, runs, dataset="digits", channels=(4,), pool_after=(1,), epochs=1,
+                         head_epochs=1, logistic_c=(0.01,), output_dir=str(tmp_path), **options)  # fmt: skip
+
+
+def test_the_heads_of_the_half_learn_from_the_images_that_their_names_say(digits, tmp_path, monkeypatch):
+    s, seen = small(digits, tmp_path, seed=3), {}
+    train, train_head, logistic = cnn.train, hybrid_train.train_head, study.logistic_regression
+
+    def spy(name, function, images_of):
+        def called(first, *rest, **more):
+            seen.setdefault(name, []).append(images_of(first))
+            return function(first, *rest, **more)
+
+        return called
+
+    rows = lambda features: features["index_train"].tolist()  # noqa: E731
+    monkeypatch.setattr(cnn, "train", spy("cnn", train, lambda images: images.train.index.tolist()))
+    monkeypatch.setattr(hybrid_train, "train_head", spy("mlp", train_head, rows))
+    monkeypatch.setattr(study, "logistic_regression", spy("logistic", logistic, rows))
+    found, _ = study.on_half_of_them(digits, tmp_path / "half", s)
+    (of_cnn,), (of_seen, of_unseen), (of_linear,) = seen["cnn"], seen["mlp"], seen["logistic"]
+    assert of_cnn == of_seen
+    assert of_unseen == of_linear
+    assert sorted(of_seen + of_unseen) == digits.train.index.tolist()
+    assert abs(len(of_seen) - len(of_unseen)) <= 1
+    labels = dict(zip(digits.train.index.tolist(), digits.train.y.tolist(), strict=True))
+    for head, of in ((study.HALF_OWN, of_cnn), (study.SEEN, of_seen), (study.UNSEEN, of_unseen), (study.LINEAR, of_linear)):
+        assert found[head]["train"][1].tolist() == [labels[row] for row in of]
+        assert np.array_equal(found[head]["test"][1], digits.test.y)
+
+
+def test_the_fresh_images_are_augmented_anew(digits, tmp_path, monkeypatch):
+    s, batches = small(digits, tmp_path, head_batch_size=500), []
+    original = cnn.augment
+    monkeypatch.setattr(cnn, "augment", lambda *arguments: batches.append(original(*arguments)) or batches[-1])
+    model = backbone.build(s, mean=0.3, std=0.4, generator=torch.Generator().manual_seed(0))
+    features = {f"X_{part}": cnn.features_of(model, getattr(digits, part).X).numpy() for part in study.PARTS}
+    study.fresh_mlp(model, digits, features, 0.0, 1.0, s)
+    assert sum(map(len, batches)) == len(digits.train.y)
+    plain = {image.tobytes() for image in digits.train.X}
+    same = sum(image.numpy().tobytes() in plain for batch in batches for image in batch[:, 0])
+    assert same / len(digits.train.y) < 0.2  # one in eighteen stays as it was, and a symmetrical few
 
 
 def test_the_script(run_script, tmp_path):
@@ -63,7 +123,8 @@ def test_the_script(run_script, tmp_path):
     metrics = json.loads((tmp_path / "out/metrics.json").read_text())
     assert metrics["seeds"] == [0, 1]
     heads = metrics["heads"]
-    assert len(heads) == 9
+    assert len(heads) == 10
+    assert set(metrics["chosen"]["0"]) == {study.LOGISTIC, study.NEAREST, study.LINEAR}
     for name, head in heads.items():
         assert head["test_accuracy"] > 0.7, name
         assert f"{head['test_accuracy']:.2%}" in done.stdout
@@ -78,8 +139,12 @@ def test_the_script(run_script, tmp_path):
 
     done = run_script("hybrid_study", *flags, "--backbones", "out/frozen", "--epochs", 3)
     assert "made with other settings: epochs" in one_line(done, 2)
+    with pytest.raises(settings.SettingError, match="folder of the backbones"):
+        study.check(small(None, tmp_path / "out", backbones=str(tmp_path / "out")))
+    with pytest.raises(settings.SettingError, match="give it --backbones"):
+        study.check(small(None, tmp_path, backbone=str(tmp_path / "out/frozen/seed_0/backbone.safetensors")))
     done = run_script("hybrid_study", *flags, "--backbones", "nowhere")
-    assert "no network in nowhere/seed_0; make it by" in one_line(done, 2)
+    assert "no finished run in nowhere/seed_0; make them by" in one_line(done, 2)
 
     (tmp_path / "out/metrics.json").unlink()  # as if it had been stopped while it trained the heads of the second seed
     (tmp_path / "out/predictions_1.npz").unlink()
