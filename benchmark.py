@@ -434,7 +434,13 @@ def hybrid(s):
         built, _ = mlp.build(features, 10, settings.load(mlp, **mlp.PLAIN, hidden=(256, 128)))
         return hybrid_train.Head(built, 0.001)
 
-    calls = {"ours": ours_cnn(*tensors, own, numpy_head)[1], "twin": ours_cnn(*tensors, own, Twin)[1]}
+    joint = ours_cnn(*tensors, own, numpy_head)[1]
+
+    def ours():  # as hybrid_train.py does it
+        with hybrid_train.beside_torch():
+            joint()
+
+    calls = {"ours": ours, "twin": ours_cnn(*tensors, own, Twin)[1]}
     seconds = taking_turns(calls, s.rounds)
     ratio = ratios(seconds)["twin"]
     print(f"CNN {'-'.join(map(str, own.channels))} and MLP 256-128-10 as one network, {len(tensors[1]):,} images a round, "

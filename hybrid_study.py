@@ -82,7 +82,8 @@ def fresh_mlp(model, images, features, mean, std, s):
 
     own = hybrid_train.head_settings(s)
     training = mlp.Training(*mlp.build(features["X_val"].shape[1], len(images.classes), own), own, len(images.train.y))
-    training.run(images.train.X, images.train.y, features["X_val"], images.val.y, lambda row: None, prepare=prepare)
+    with hybrid_train.beside_torch():
+        training.run(images.train.X, images.train.y, features["X_val"], images.val.y, lambda row: None, prepare=prepare)
     return training.model
 
 

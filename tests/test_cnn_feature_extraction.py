@@ -378,7 +378,7 @@ def test_the_script(run_script, tmp_path):
 
 
 STOPPED = ("--dataset", "digits", "--epochs", 8, "--batch-size", 32, "--channels", 4, 6, "--pool-after", 1, 2, "--dropout",
-           0.1, "--learning-rate", 0.05)  # fmt: skip
+           0.1, "--learning-rate", 0.05, "--precision", "float32")  # fmt: skip
 
 
 def test_killed_and_resumed_it_ends_as_if_never_stopped(run_script, tmp_path):
@@ -458,11 +458,26 @@ def test_a_checkpoint_of_another_network_is_refused_and_nothing_changes(tmp_path
             p: content for p, content in before.items() if p != path}  # fmt: skip
 
 
-def test_divergence_stops_with_its_cause_and_keeps_the_checkpoint(run_script, tmp_path):
-    flags = (*STOPPED, "--no-batch-norm", "--learning-rate", 1e6, "--schedule", "constant", "--output-dir", "run")
-    line = one_line(run_script("cnn_feature_extraction", *flags), 1)
-    assert "in epoch 1, at learning rate" in line
+def test_divergence_stops_with_its_cause_and_keeps_the_checkpoint(run_script, tmp_path, monkeypatch):
+    rates = cnn.rate_at
+    monkeypatch.setattr(cnn, "rate_at", lambda done, s: 1e9 if done > 0.5 else rates(done, s))
+    s = settings.load(cnn, data, runs, dataset="digits", channels=(4,), pool_after=(1,), epochs=4, batch_norm=False,
+                      learning_rate=0.01, device="cpu", output_dir=str(tmp_path / "run"))  # fmt: skip
+    with pytest.raises(runs.Diverged, match="in epoch 3, at learning rate 1e\\+09: lower it; the last checkpoint is kept: "):
+        cnn.run(s)
+    _, about = runs.load_weights(tmp_path / "run/checkpoint.safetensors")
+    assert about["epoch"] == 2
     assert not (tmp_path / "run/metrics.json").exists()
+
+
+def test_several_seeds_move_nothing_before_the_settings_are_checked(run_script, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/settings.json").write_text("{}")
+    for script, flags in (("cnn_feature_extraction", ("--pool-after", 1, 2, 3, 4, 5)), ("hybrid_train", ("--backbone", "x")),
+                          ("mlp_from_scratch", ("--batch-size", 1))):  # fmt: skip
+        one_line(run_script(script, *flags, "--seeds", 2, "--output-dir", "out"), 2)
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
+        assert (tmp_path / "out/settings.json").read_text() == "{}"
 
 
 def test_several_seeds(run_script, tmp_path):
@@ -480,7 +495,9 @@ def test_compiled_it_takes_the_same_steps(digits):
     networks = []
     for compiled in (False, True):
         model = small()
-        cnn.Training(model, tiny(epochs=1, batch_size=64, compile=compiled, average=0.0)).run(X, y, X, y, lambda row: None)
+        training = cnn.Training(model, tiny(epochs=1, batch_size=64, compile=compiled, average=0.0))
+        assert hasattr(training.network, "_orig_mod") == compiled  # as torch.compile's modules have
+        training.run(X, y, X, y, lambda row: None)
         networks.append(model)
     for one, two in zip(networks[0].parameters(), networks[1].parameters(), strict=True):
         assert torch.allclose(one, two, rtol=1e-3, atol=1e-5)

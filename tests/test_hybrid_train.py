@@ -14,11 +14,13 @@ import torch
 from conftest import ROOT, command, environment, one_line
 from test_mlp_from_scratch import FILES, KEYS
 
+import cnn_feature_extraction as cnn
 import data
 import hybrid_train
 import layers
 import mlp_from_scratch as mlp
 import runs
+import settings
 
 SMALL = ("--channels", 8, 16, "--pool-after", 1, 2, "--learning-rate", 0.1, "--head-hidden", 32)
 TINY = ("--dataset", "digits", "--quick", *SMALL)
@@ -197,6 +199,31 @@ def test_twenty_joint_steps_beside_a_twin_all_in_torch():
     for name, view in network.views.items():
         assert np.allclose(view, tensors[name].detach().numpy(), rtol=1e-9, atol=1e-12)
     assert np.array_equal(head.params, network.params)
+
+
+def test_joint_training_taken_up_ends_the_same(digits, tmp_path):
+    s = settings.load(cnn, channels=(3, 4), pool_after=(1, 2), batch_size=100, epochs=3)
+    X, y, X_val, y_val = (torch.from_numpy(a[:300]) for of in (digits.train, digits.val) for a in (of.X[:, None], of.y))
+
+    def fresh():
+        model = cnn.build(s, generator=torch.Generator().manual_seed(0))
+        model.classifier = hybrid_train.Head(mlp.MLP((196, 12, 10), np.random.default_rng(0)), 0.01)
+        return cnn.Training(model, s, head=model.classifier)
+
+    def keep():
+        runs.save_weights(tmp_path / f"{len(whole.history['epoch'])}.safetensors", whole.arrays(), whole.about())
+
+    whole = fresh()
+    whole.run(X, y, X_val, y_val, lambda row: None, keep)
+    for epoch in (1, 2):
+        again = fresh()
+        again.take_up(*runs.load_weights(tmp_path / f"{epoch}.safetensors"))
+        again.run(X, y, X_val, y_val, lambda row: None)
+        assert again.history["train_loss"] == whole.history["train_loss"]
+        for (name, one), two in zip(whole.averaged.state_dict().items(), again.averaged.state_dict().values(), strict=True):
+            assert torch.equal(one, two), (epoch, name)
+        for name, array in whole.arrays().items():
+            assert np.array_equal(array, again.arrays()[name]), name
 
 
 def test_the_average_of_a_head_is_another_network():

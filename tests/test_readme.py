@@ -12,6 +12,7 @@ import backbone
 import benchmark
 import cnn_feature_extraction
 import data
+import hybrid_train
 import runs
 import settings
 
@@ -137,7 +138,8 @@ def test_every_command_in_the_readme_is_one_that_the_scripts_take():
     assert len(commands) > 8
     for script, flags in commands:
         module = importlib.import_module(script)
-        more = (cnn_feature_extraction,) if script == "hybrid_train" else ()
+        more = {"hybrid_train": (cnn_feature_extraction,),
+                "hybrid_study": (hybrid_train, cnn_feature_extraction)}.get(script, ())  # fmt: skip
         settings.parse(module, *more, data, runs, argv=shlex.split(flags))
 
 
