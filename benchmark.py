@@ -300,11 +300,11 @@ def tutorial_cnn(X, y, X_val, y_val):
     return epoch, accuracy
 
 
-def passes_alone(X, s, only):
-    """A function that takes an epoch of forward and backward passes through the layers of the default CNN, no more.
+def passes_alone(X, s):
+    """Two functions, each an epoch of forward and backward passes and no more: the default CNN's, and its convolutions'.
 
-    only: the types of the layers that count; the input of each is what it gets in training, prepared before. Each goes back
-    right after it went forward, its result still in the cache: their time is, if anything, told too short.
+    A convolution gets the images that it gets in training, prepared before; it goes back right after it went forward, its
+    result still in the cache, so that its time is, if anything, told too short.
     """
     import torch
 
@@ -312,23 +312,23 @@ def passes_alone(X, s, only):
 
     model = backbone.build(s, mean=0.286, std=0.353, generator=torch.Generator().manual_seed(0))
     model = model.to(memory_format=torch.channels_last).train()
-    x, parts = backbone.layout((X[: s.batch_size] - 0.286) / 0.353), []
-    for module in (*model.backbone, model.classifier):
-        y = module(x).detach()
-        if isinstance(module, only):
-            parts.append((module, x.detach().requires_grad_(bool(parts)), torch.ones_like(y)))  # none for the pixels
-        x = y
+    images = x = backbone.layout(X[: s.batch_size])
+    x, convolutions = (x - model.mean) / model.std, []
+    for module in model.backbone:
+        if isinstance(module, torch.nn.Conv2d):
+            convolutions.append((module, x.detach().requires_grad_(bool(convolutions))))  # no gradient for the pixels
+        x = module(x).detach()
 
-    def epoch():
+    def passes(parts):
         for _ in range(len(X) // s.batch_size):
-            for module, x, dout in parts:
+            for module, x in parts:
                 x.grad = None
                 module.zero_grad()
                 with torch.autocast("cpu", torch.bfloat16, enabled=s.precision == "bfloat16"):
                     y = module(x)
-                y.backward(dout.to(y.dtype))
+                y.backward(torch.ones_like(y))
 
-    return epoch
+    return lambda: passes([(model, images)]), lambda: passes(convolutions)
 
 
 def race(images, s):
@@ -368,7 +368,6 @@ def race(images, s):
 def cnn(s):
     """The CNN. Returns what goes into cnn.json."""
     import torch
-    from torch import nn
 
     import cnn_feature_extraction as script
 
@@ -389,9 +388,8 @@ def cnn(s):
         print(f"{NAMES[name]:<42}{len(X) / median(found):10,.0f}{ratio}", flush=True)
 
     _, own = ours_cnn(*tensors, defaults)
-    calls = {"ours": own, "convolutions": passes_alone(tensors[0], defaults, nn.Conv2d),
-             "layers": passes_alone(tensors[0], defaults, nn.Module)}  # fmt: skip
-    parts = taking_turns(calls, s.rounds)
+    layers, convolutions = passes_alone(tensors[0], defaults)
+    parts = taking_turns({"ours": own, "convolutions": convolutions, "layers": layers}, s.rounds)
     share = {name: 1 / ratio for name, ratio in ratios(parts).items()}
     name = "-".join(map(str, defaults.channels))
     print(f"\ntraining of the default network {name}, {len(X) / median(parts['ours']):,.0f} images/s\n"
