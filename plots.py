@@ -46,7 +46,7 @@ def curves(history, title, augmented=False, smoothing=0.0):
         ax.set(xlabel="epoch", ylabel=f"{what} ({unit})")
         ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         ax.grid(alpha=0.25)
-        ax.legend(frameon=False, fontsize=9, ncols=2, loc="lower left", bbox_to_anchor=(0, 1))
+    fig.legend(*ax.get_legend_handles_labels(), frameon=False, fontsize=9, ncols=2, loc="outside lower center")
     return fig
 
 
@@ -305,8 +305,9 @@ def tiles(ax, pictures, columns, **options):
 
 def filters(W, title):
     """The first convolution's filters, W (filters, height, width)."""
-    columns = min(16, len(W))
-    fig, axes = figure(title, 0.6 * max(columns, 12), 0.6 * -(-len(W) // columns) + 1.3)
+    rows = -(-len(W) // 16)
+    columns = -(-len(W) // rows)
+    fig, axes = figure(title, 0.6 * max(columns, 12), 0.6 * rows + 0.9)
     limit = np.abs(W).max()
     shown = tiles(axes[0, 0], W, columns, cmap="RdBu_r", vmin=-limit, vmax=limit)
     fig.colorbar(shown, ax=axes, location="bottom", shrink=0.4, aspect=40, pad=0.03).ax.tick_params(labelsize=9)

@@ -80,6 +80,7 @@ def test_the_studys_table_is_that_of_its_file():
     for name, head in study["heads"].items():
         learnt = percent(head, "train_accuracy") if "train_accuracy" in head else "-"
         assert f"| {name} | {learnt} | {percent(head, 'test_accuracy')} |" in README
+    assert all(verdict.replace("+-", "±") in README for verdict in study["verdicts"])
     for head, kind in (("NumPy MLP", ""), ("CNN's own classifier", "cnn_")):  # the same networks as in the first table
         found = study["heads"][head]["by_seed"]["test_accuracy"]
         assert found == pytest.approx(results("hybrid_train")["by_seed"][f"{kind}test_accuracy"][: len(study["seeds"])])
