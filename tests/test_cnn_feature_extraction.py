@@ -165,7 +165,7 @@ def test_a_gpu_without_enough_memory_is_one_line(digits, monkeypatch):
     monkeypatch.setattr(cnn.Training, "run", full)
     s = settings.load(cnn, channels=(2,), pool_after=(1,), batch_size=64)
     with pytest.raises(runs.RunError, match="try --batch-size 32"):
-        cnn.train(digits, s, None)
+        cnn.train(digits, s, SimpleNamespace(keep=lambda *whatever: None))
 
 
 @pytest.mark.parametrize(("pool_after", "expected"), [
