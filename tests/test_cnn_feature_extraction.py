@@ -18,7 +18,9 @@ from test_mlp_from_scratch import FILES, KEYS
 import backbone
 import cnn_feature_extraction as cnn
 import data
+import hybrid_train
 import insights
+import mlp_from_scratch as mlp
 import runs
 import settings
 
@@ -470,12 +472,13 @@ def test_divergence_stops_with_its_cause_and_keeps_the_checkpoint(run_script, tm
     assert not (tmp_path / "run/metrics.json").exists()
 
 
-def test_several_seeds_move_nothing_before_the_settings_are_checked(run_script, tmp_path):
+def test_several_seeds_move_nothing_before_the_settings_are_checked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "out").mkdir()
     (tmp_path / "out/settings.json").write_text("{}")
-    for script, flags in (("cnn_feature_extraction", ("--pool-after", 1, 2, 3, 4, 5)), ("hybrid_train", ("--backbone", "x")),
-                          ("mlp_from_scratch", ("--batch-size", 1))):  # fmt: skip
-        one_line(run_script(script, *flags, "--seeds", 2, "--output-dir", "out"), 2)
+    for script, flags in ((cnn, "--pool-after 1 2 3 4 5"), (hybrid_train, "--backbone x"), (mlp, "--batch-size 1")):
+        with pytest.raises(settings.SettingError):
+            script.main([*flags.split(), "--seeds", "2", "--output-dir", "out"])
         assert [path.name for path in tmp_path.iterdir()] == ["out"]
         assert (tmp_path / "out/settings.json").read_text() == "{}"
 

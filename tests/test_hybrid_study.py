@@ -137,14 +137,14 @@ def test_the_script(run_script, tmp_path):
     assert (tmp_path / "out/verdicts.txt").read_text().splitlines() == metrics["verdicts"]
     assert all(verdict in done.stdout for verdict in metrics["verdicts"])
 
-    done = run_script("hybrid_study", *flags, "--backbones", "out/frozen", "--epochs", 3)
-    assert "made with other settings: epochs" in one_line(done, 2)
     with pytest.raises(settings.SettingError, match="folder of the backbones"):
         study.check(small(None, tmp_path / "out", backbones=str(tmp_path / "out")))
     with pytest.raises(settings.SettingError, match="give it --backbones"):
         study.check(small(None, tmp_path, backbone=str(tmp_path / "out/frozen/seed_0/backbone.safetensors")))
-    done = run_script("hybrid_study", *flags, "--backbones", "nowhere")
-    assert "no finished run in nowhere/seed_0; make them by" in one_line(done, 2)
+    with pytest.raises(settings.SettingError, match="no finished run in nowhere/seed_0; make them by"):
+        study.check(small(None, tmp_path, backbones="nowhere"))
+    done = run_script("hybrid_study", *flags, "--backbones", "out/frozen", "--epochs", 3)
+    assert "made with other settings: epochs" in one_line(done, 2)
 
     (tmp_path / "out/metrics.json").unlink()  # as if it had been stopped while it trained the heads of the second seed
     (tmp_path / "out/predictions_1.npz").unlink()

@@ -150,4 +150,4 @@ def test_the_cnns_speed_with_and_without_a_race():
     assert texts(plots.cnn_speed(found, names)) == ["50", "20", "60.0%", "30.0%", "10.0%"]
     race = {"rows": {"ours": [(60, 0.9), (120, 0.93)], "tutorial": [(100, 0.91), (200, 0.92)]}, "accuracy": 0.92}
     figure = plots.cnn_speed(found | {"race": race}, names)
-    assert [line.get_xdata().tolist() for line in figure.axes[2].lines][:2] == [[1, 2], [100 / 60, 200 / 60]]
+    assert [line.get_xdata().tolist() for line in figure.axes[2].lines[:2]] == [[1, 2], [100 / 60, 200 / 60]]

