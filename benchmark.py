@@ -312,8 +312,8 @@ def passes_alone(X, s):
 
     model = backbone.build(s, mean=0.286, std=0.353, generator=torch.Generator().manual_seed(0))
     model = model.to(memory_format=torch.channels_last).train()
-    images = x = backbone.layout(X[: s.batch_size])
-    x, convolutions = (x - model.mean) / model.std, []
+    images = backbone.layout(X[: s.batch_size])
+    x, convolutions = (images - model.mean) / model.std, []
     for module in model.backbone:
         if isinstance(module, torch.nn.Conv2d):
             convolutions.append((module, x.detach().requires_grad_(bool(convolutions))))  # no gradient for the pixels

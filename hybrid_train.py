@@ -45,8 +45,8 @@ QUICK = False  # a tour of about a minute, on a subset; its figures are only a t
 def beside_torch():
     """A context in which NumPy's matrix products take one thread, for where they take turns with PyTorch's layers.
 
-    OpenBLAS's other threads go on spinning for a while after each product, and PyTorch's wait for a core meanwhile: on two
-    cores, joint training took twice the time.
+    OpenBLAS's other threads go on spinning for a while after each product, and PyTorch's wait for a core meanwhile, which
+    costs more than the second thread gains.
     """
     return threadpool_limits(1, user_api="blas")
 

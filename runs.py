@@ -101,11 +101,11 @@ class Run:
     """The folder of one run, made on entering; `with Run("mlp_from_scratch", settings) as run: ...`
 
     An earlier run in the same `--output-dir` is moved aside whole, never mixed with this one. With settings.resume, the name
-    of a run's folder, it is that run, of which nothing changes before `go_on`.
+    of a run's folder, it is that run; nothing of it changes before `go_on`, but for half-written files, which are removed.
     """
 
     def __init__(self, script, settings):
-        self.script, self.settings, self.start = script, vars(settings), time.perf_counter()
+        self.settings, self.start = vars(settings), time.perf_counter()
         self.histories, self.headed = {}, set()
         resumed = self.settings.get("resume")
         self.path = Path(resumed) if resumed else new_folder(script, self.settings)

@@ -461,7 +461,7 @@ def test_a_checkpoint_of_another_network_is_refused_and_nothing_changes(tmp_path
             p: content for p, content in before.items() if p != path}  # fmt: skip
 
 
-def test_divergence_stops_with_its_cause_and_keeps_the_checkpoint(run_script, tmp_path, monkeypatch):
+def test_divergence_stops_with_its_cause_and_keeps_the_checkpoint(tmp_path, monkeypatch):
     rates = cnn.rate_at
     monkeypatch.setattr(cnn, "rate_at", lambda done, s: 1e9 if done > 0.5 else rates(done, s))
     s = settings.load(cnn, data, runs, dataset="digits", channels=(4,), pool_after=(1,), epochs=4, batch_norm=False,

@@ -66,6 +66,7 @@ def test_the_speeds_are_those_of_the_file():
 
 def test_the_speeds_of_the_cnn_and_the_hybrid_are_those_of_the_files():
     cnn, hybrid = (json.loads((ROOT / f"results/benchmark/{part}.json").read_text()) for part in ("cnn", "hybrid"))
+    assert all(f"`{found['command']}`" in README for found in (cnn, hybrid))
     assert f"ours / the usual loop | {cnn['faster']['tutorial']:.2f} | {cnn['goals']['tutorial']:.1f} at least |" in README
     assert f"outside the network's layers | {100 * cnn['shares']['outside']:.1f} % |" in README
     assert f"a step of joint training | {100 * (hybrid['ratios']['twin'] - 1):+.1f} % |" in README
