@@ -412,27 +412,24 @@ def hybrid(s):
 
     import cnn_feature_extraction as script
     import hybrid_train
-    import mlp_from_scratch as mlp
 
-    train = data.load(s.dataset, s.data_dir, s.offline_fallback, s.split_seed).train
-    tensors = torch.from_numpy(train.X[: s.images, None]), torch.from_numpy(train.y[: s.images])
+    images = data.load(s.dataset, s.data_dir, s.offline_fallback, s.split_seed)
+    tensors = torch.from_numpy(images.train.X[: s.images, None]), torch.from_numpy(images.train.y[: s.images])
     own = settled(settings.load(hybrid_train, script))
+    widths = *own.head_hidden, len(images.classes)
 
     class Twin(nn.Sequential):
         def __init__(self, features):
-            super().__init__(nn.Linear(features, 256), nn.ReLU(), nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, 10))
+            sizes = itertools.pairwise((features, *widths))
+            super().__init__(*[part for n, m in sizes for part in (nn.Linear(n, m), nn.ReLU())][:-1])
             self.optimizer = torch.optim.Adam(self.parameters(), fused=True)
 
         def step(self, share):
-            self.optimizer.param_groups[0]["lr"] = 0.001 * share
+            self.optimizer.param_groups[0]["lr"] = own.joint_learning_rate * share
             self.optimizer.step()
             self.optimizer.zero_grad()
 
-    def numpy_head(features):
-        built, _ = mlp.build(features, 10, settings.load(mlp, **mlp.PLAIN, hidden=(256, 128)))
-        return hybrid_train.Head(built, 0.001)
-
-    joint = ours_cnn(*tensors, own, numpy_head)[1]
+    joint = ours_cnn(*tensors, own, lambda features: hybrid_train.build_head(images, own))[1]
 
     def ours():  # as hybrid_train.py does it
         with hybrid_train.beside_torch():
@@ -441,12 +438,13 @@ def hybrid(s):
     calls = {"ours": ours, "twin": ours_cnn(*tensors, own, Twin)[1]}
     seconds = taking_turns(calls, s.rounds)
     ratio = ratios(seconds)["twin"]
-    print(f"CNN {'-'.join(map(str, own.channels))} and MLP 256-128-10 as one network, {len(tensors[1]):,} images a round, "
+    network = f"{'-'.join(map(str, own.channels))} + {'-'.join(map(str, widths))}"
+    print(f"CNN and MLP {network} as one network, {len(tensors[1]):,} images a round, "
           f"{s.threads} threads, {s.rounds} rounds\n\n{'':<40}{'images/s':>10}")  # fmt: skip
     for name, found in seconds.items():
         print(f"{NAMES[name]:<40}{len(tensors[1]) / median(found):10,.0f}")
     print(f"\nthe MLP in NumPy makes the step {ratio - 1:+.1%} longer than the same in PyTorch; wanted: +5 % at most")
-    return {"network": f"{'-'.join(map(str, own.channels))} + 256-128-10", "images": len(tensors[1]), "threads": s.threads,
+    return {"network": network, "images": len(tensors[1]), "threads": s.threads,
             "precision": own.precision, "seconds": seconds, "ratios": {"twin": ratio}, "goals": {"twin": 1.05}}  # fmt: skip
 
 

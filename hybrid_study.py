@@ -124,9 +124,7 @@ def on_all_images(images, frozen, joint, s):
     features, chosen = cnn.cached_features(frozen / "features.npz", model, images), {}
     found = {OWN: by_part(lambda part: cnn.classify(model, features[f"X_{part}"]).cpu())}
     head, about = mlp.restore(frozen / "head.safetensors")
-    for part in PARTS:
-        features[f"X_{part}"] -= np.float32(about["mean"])
-        features[f"X_{part}"] /= np.float32(about["std"])
+    hybrid_train.standardise(features, about["mean"], about["std"])
     found[MLP] = by_part(lambda part: head.logits(features[f"X_{part}"]))
     fresh = fresh_mlp(model, images, features, about["mean"], about["std"], s)
     found[FRESH] = by_part(lambda part: fresh.logits(features[f"X_{part}"]))

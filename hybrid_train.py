@@ -148,12 +148,17 @@ def build_head(images, s):
     return Head(network, s.joint_learning_rate, about["mean"], about["std"])
 
 
+def standardise(features, mean, std):
+    """Standardise the features of `cnn.cached_features` in place, since these are the largest arrays of the job."""
+    for part in ("train", "val", "test"):
+        features[f"X_{part}"] -= np.float32(mean)
+        features[f"X_{part}"] /= np.float32(std)
+
+
 def train_head(features, classes, s, run):
     """The NumPy MLP on the features of `cnn.cached_features`, standardised in place: (model, history, mean, std)."""
     mean, std = data.statistics(features["X_train"])
-    for part in ("train", "val", "test"):  # in place: these are the largest arrays of the job
-        features[f"X_{part}"] -= np.float32(mean)
-        features[f"X_{part}"] /= np.float32(std)
+    standardise(features, mean, std)
     X, y, X_val, y_val = (features[name] for name in ("X_train", "y_train", "X_val", "y_val"))
     return *mlp.train(X, y, X_val, y_val, len(classes), head_settings(s), run.log), mean, std
 

@@ -68,7 +68,7 @@ class Linear(Layer):
         W = self.params["W"]
         np.matmul(self.x.T, dout, out=self.grads["W"])  # (n_in, N) @ (N, n_out)
         if "b" in self.grads:
-            np.sum(dout, axis=0, out=self.grads["b"])
+            dout.sum(axis=0, out=self.grads["b"])
         return np.matmul(dout, W.T, out=self.space("dx", self.x)) if input_gradient else None  # (N, n_out) -> (N, n_in)
 
 
@@ -204,7 +204,7 @@ class BatchNorm(Layer):
 
     def backward(self, dout, input_gradient=True):
         n, dgamma, dbeta = len(dout), self.grads["gamma"], self.grads["beta"]
-        np.sum(dout, axis=0, out=dbeta)
+        dout.sum(axis=0, out=dbeta)
         np.einsum("nd,nd->d", dout, self.centred, out=dgamma)
         dgamma *= self.inverse
         # mean and variance depend on x, too: of each column of dout, what lies along 1 and along `centred` is lost
@@ -234,8 +234,8 @@ class LayerNorm(Layer):
         return normed * self.params["gamma"] + self.params["beta"]
 
     def backward(self, dout, input_gradient=True):
-        np.sum(dout * self.normed, axis=0, out=self.grads["gamma"])
-        np.sum(dout, axis=0, out=self.grads["beta"])
+        (dout * self.normed).sum(axis=0, out=self.grads["gamma"])
+        dout.sum(axis=0, out=self.grads["beta"])
         dnormed = dout * self.params["gamma"]
         along = (dnormed * self.normed).mean(axis=1, keepdims=True)  # (N, 1): as in BatchNorm, but by rows
         return (dnormed - dnormed.mean(axis=1, keepdims=True) - self.normed * along) * self.inverse

@@ -143,6 +143,7 @@ class Run:
 
     def go_on(self, history, name="history.csv"):
         """Take the run in this folder up with the history {column: [...]} of the epochs that are behind it."""
+        self.start -= sum(history["seconds"])
         rows = zip(*(history[column] for column in COLUMNS), strict=True)
         self.histories[name] = [rounded(dict(zip(COLUMNS, row, strict=True))) for row in rows]
         if self.histories[name]:
@@ -167,8 +168,8 @@ class Run:
     def finish(self, table, **metrics):
         """Write metrics.json with the settings, versions and machine, print the results, and return the metrics.
 
-        table: {model: (validation accuracy, test accuracy)}. The seconds are those since the data was read,
-        of this sitting where a run was resumed.
+        table: {model: (validation accuracy, test accuracy)}. The seconds are those since the data was read, and of a run
+        that was taken up those of the epochs before, too.
         """
         if memory := peak_memory():
             metrics["peak_memory_mib"] = round(memory, 1)
