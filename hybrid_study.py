@@ -210,7 +210,7 @@ def verdict(test):
     won = [one["only_head_right"] > one["only_other_right"] for one in test["by_seed"] if one["p_holm"] < LEVEL]
     words = "no difference shown" if test["p_holm"] >= LEVEL else "better" if test["points"] > 0 else "worse"
     return (f"{test['head']}, against {test['against']}: {test['points']:+.2f} +- {test['points_std']:.2f} points, p = "
-            f"{test['p_holm']:.3f} (paired t over {len(test['by_seed'])} seeds, Holm); of single networks significantly "
+            f"{test['p_holm']:.3g} (paired t over {len(test['by_seed'])} seeds, Holm); of single networks significantly "
             f"better {sum(won)}, worse {len(won) - sum(won)} (McNemar, Holm): {words}")  # fmt: skip
 
 

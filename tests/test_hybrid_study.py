@@ -46,7 +46,7 @@ def outcomes(*more_right):
 
 
 @pytest.mark.parametrize(("more_right", "said", "words"), [
-    ((190, 190, 190), "+9.00 +- 0.00 points, p = 0.000 (paired t over 3 seeds", "better 3, worse 0 (McNemar, Holm): better"),
+    ((190, 190, 190), "+9.00 +- 0.00 points, p = 0 (paired t over 3 seeds", "better 3, worse 0 (McNemar, Holm): better"),
     ((30, 40, 35), "-6.50 +- 0.50 points", "better 0, worse 3 (McNemar, Holm): worse"),
     ((130, 95, 105), "+1.00 +- 1.80 points", "better 0, worse 0 (McNemar, Holm): no difference shown"),
     ((190, 190, 30), "+3.67 +- 9.24 points", "better 2, worse 1 (McNemar, Holm): no difference shown"),

@@ -73,6 +73,24 @@ def test_the_speeds_of_the_cnn_and_the_hybrid_are_those_of_the_files():
     assert ("ours / theirs | " + f"{cnn['race']['ratio']:.2f} |" in README) if "race" in cnn else "best of 20" not in README
 
 
+def test_the_studys_table_is_that_of_its_file():
+    study = json.loads((ROOT / "results/hybrid_study/metrics.json").read_text())
+    assert study["dataset"] == "Fashion-MNIST"
+    assert f"CNNs of seeds 0 to {study['seeds'][-1]}" in README
+    assert f"`{study['command']}`" in README
+    for name, head in study["heads"].items():
+        learnt = percent(head, "train_accuracy") if "train_accuracy" in head else "-"
+        assert f"| {name} | {learnt} | {percent(head, 'test_accuracy')} |" in README
+    assert all(verdict.replace("+-", "±") in README for verdict in study["verdicts"])
+    assert ("no difference between methods below is significant" in README) == all(
+        test["p_holm"] >= 0.05 for test in study["tests"])  # fmt: skip
+    whole = {name: head["test_accuracy"] for name, head in study["heads"].items() if not name.startswith("half")}
+    assert max(whole, key=whole.get) == "logistic regression"  # as the README says
+    for head, kind in (("NumPy MLP", ""), ("CNN's own classifier", "cnn_")):  # the same networks as in the first table
+        found = study["heads"][head]["by_seed"]["test_accuracy"]
+        assert found == pytest.approx(results("hybrid_train")["by_seed"][f"{kind}test_accuracy"])
+
+
 def test_the_seconds_are_those_of_the_files():
     found = [int(number) for number in re.findall(r"(\d+) s for", README)]
     assert found == [round(results(script)["seconds"]) for script in SCRIPTS]
