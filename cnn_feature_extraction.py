@@ -327,7 +327,7 @@ def classify(model, features):
 
 def score(logits, y):
     """(cross-entropy, accuracy) of logits (N, classes) against labels (N,)."""
-    return F.cross_entropy(logits, y).item(), (logits.argmax(1) == y).double().mean().item()
+    return F.cross_entropy(logits, y).item(), (logits.argmax(1) == y).sum().item() / len(y)
 
 
 def with_mirrored(model, images, val, test):
@@ -413,7 +413,10 @@ def train(images, s, run, history="history.csv", start=None, head=None):
     model = model.to(device)
     if device.type != "mps":
         model = model.to(memory_format=torch.channels_last)
-    training = Training(model, s, pick_precision(s.precision, model, device), head)
+    precision = [pick_precision(s.precision, model, device)]
+    if processes()[1] > 1:  # a trial may end otherwise in each of them: the first one's counts
+        dist.broadcast_object_list(precision)
+    training = Training(model, s, *precision, head)
     split = data.digest(images.train.index, images.train.y)
     if s.resume:
         runs.take_up(training, s, split)
@@ -443,7 +446,9 @@ def check(s):
     side = sides(s.channels, s.pool_after)[-1]
     if s.batch_norm and s.batch_size == 1 and side == 1:
         raise settings.SettingError("--batch-size 1: batch normalisation of 1 x 1 maps needs 2 images or more")
-    several = processes()[1] > 1
+    several, least = processes()[1] > 1, processes()[1] * (1 + s.batch_norm)
+    if several and s.batch_size < least:
+        raise settings.SettingError(f"--batch-size {s.batch_size}: with so many processes at least {least}")
     if s.seeds > 1 and several:
         raise settings.SettingError(f"--seeds {s.seeds}: torchrun trains one at a time; give it --seed")
     on_cpu = pick_device(s.device).type == "cpu"

@@ -38,8 +38,8 @@ OWN, MLP, LOGISTIC, NEAREST = "CNN's own classifier", "NumPy MLP", "logistic reg
 FRESH, JOINT = "NumPy MLP, on freshly augmented images", "NumPy MLP, trained together with the CNN"
 HALF_OWN, SEEN = "half: CNN's own classifier", "half: NumPy MLP, on the CNN's half"
 UNSEEN, LINEAR = "half: NumPy MLP, on the other half", "half: logistic regression, on the other half"
-COMPARED = ((MLP, OWN), (LOGISTIC, OWN), (NEAREST, OWN), (FRESH, OWN), (JOINT, OWN), (SEEN, HALF_OWN), (UNSEEN, SEEN),
-            (UNSEEN, LINEAR))  # fmt: skip
+COMPARED = ((MLP, OWN), (MLP, LOGISTIC), (LOGISTIC, OWN), (NEAREST, OWN), (FRESH, OWN), (JOINT, OWN), (SEEN, HALF_OWN),
+            (UNSEEN, SEEN), (UNSEEN, LINEAR))  # fmt: skip
 PARTS = ("train", "val", "test")
 LEVEL = 0.05  # of significance, all comparisons together
 
@@ -119,8 +119,7 @@ def on_all_images(images, frozen, joint, s):
 
     frozen, joint: folders of runs of hybrid_train.py.
     """
-    device = cnn.pick_device(s.device)
-    model = cnn.restore(frozen / "backbone.safetensors")[0].to(device)
+    model = hybrid_train.take_backbone(frozen / "backbone.safetensors", images, s)
     features, chosen = cnn.cached_features(frozen / "features.npz", model, images), {}
     found = {OWN: by_part(lambda part: cnn.classify(model, features[f"X_{part}"]).cpu())}
     head, about = mlp.restore(frozen / "head.safetensors")
@@ -130,7 +129,7 @@ def on_all_images(images, frozen, joint, s):
     found[FRESH] = by_part(lambda part: fresh.logits(features[f"X_{part}"]))
     found[LOGISTIC], chosen[LOGISTIC] = logistic_regression(features, s)
     found[NEAREST], chosen[NEAREST] = nearest_neighbours(features, s)
-    whole = hybrid_train.restore(joint / "hybrid.safetensors")[0].to(device)
+    whole = hybrid_train.restore(joint / "hybrid.safetensors")[0].to(model.mean.device)
     found[JOINT] = by_part(lambda part: cnn.classify(whole, cnn.features_of(whole, getattr(images, part).X)).cpu())
     return {head: {part: (classes, features[f"y_{part}"]) for part, classes in parts.items()}
             for head, parts in found.items()}, chosen  # fmt: skip
@@ -187,12 +186,9 @@ def summary(every):
                                                 strict=True)]  # fmt: skip
         test |= {"points": statistics.fmean(points), "points_std": statistics.stdev(points), "p": over_the_seeds(points)}
         tests.append(test)
-    for number in range(len(every)):  # of each seed's networks
-        together = [test["by_seed"][number] for test in tests]
-        for one, p in zip(together, holm([one["p"] for one in together]), strict=True):
-            one["p_holm"] = p
-    for test, p in zip(tests, holm([test["p"] for test in tests]), strict=True):  # of the methods
-        test["p_holm"] = p
+    for together in (tests, [one for test in tests for one in test["by_seed"]]):  # of methods, of single networks
+        for test, p in zip(together, holm([test["p"] for test in together]), strict=True):
+            test["p_holm"] = p
     return heads, tests, [verdict(test) for test in tests]
 
 
@@ -210,8 +206,8 @@ def verdict(test):
     won = [one["only_head_right"] > one["only_other_right"] for one in test["by_seed"] if one["p_holm"] < LEVEL]
     words = "no difference shown" if test["p_holm"] >= LEVEL else "better" if test["points"] > 0 else "worse"
     return (f"{test['head']}, against {test['against']}: {test['points']:+.2f} +- {test['points_std']:.2f} points, p = "
-            f"{test['p_holm']:.3g} (paired t over {len(test['by_seed'])} seeds, Holm); of single networks significantly "
-            f"better {sum(won)}, worse {len(won) - sum(won)} (McNemar, Holm): {words}")  # fmt: skip
+            f"{test['p_holm']:.3g} (paired t over the seeds, Holm); better in {sum(won)}, worse in {len(won) - sum(won)} of "
+            f"{len(test['by_seed'])} seeds (McNemar, Holm): {words}")  # fmt: skip
 
 
 def check(s):
@@ -219,6 +215,8 @@ def check(s):
     hybrid_train.check(s)
     if s.backbone or s.head:
         raise settings.SettingError("--backbone, --head: the study has a network for each seed; give it --backbones FOLDER")
+    if s.training != "frozen" or s.compile:
+        raise settings.SettingError("--training, --compile: not for the study, which trains frozen and jointly")
     if not (s.logistic_c and s.neighbours):
         raise settings.SettingError("--logistic-c, --neighbours: at least one number each")
     if not s.backbones:
@@ -227,12 +225,15 @@ def check(s):
         raise settings.SettingError(f"--output-dir {s.output_dir}: is the folder of the backbones; name another")
     for seed in range(s.seed, s.seed + s.seeds):
         path = Path(s.backbones, f"seed_{seed}", "settings.json")
-        if not path.is_file() or not path.with_name("hybrid.safetensors").is_file():
+        if not all(path.with_name(name).is_file() for name in ("backbone.safetensors", "head.safetensors", "metrics.json")):
             raise settings.SettingError(f"--backbones {s.backbones}: no finished run in {path.parent}; make them by python "
                                         f"hybrid_train.py --seed {s.seed} --seeds {s.seeds}")  # fmt: skip
-        own, saved = runs.of_training(vars(s)), runs.of_training(json.loads(path.read_text(encoding="utf-8")))
-        may_differ = "seed", "training", "backbones", "logistic_c", "neighbours"
-        different = sorted(name for name in saved if name not in may_differ and own[name] != saved[name])
+        try:
+            own, saved = runs.of_training(vars(s)), runs.of_training(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, AttributeError) as error:
+            raise settings.SettingError(f"--backbones {s.backbones}: {path} cannot be read ({error})") from None
+        may_differ = "seed", "backbones", "logistic_c", "neighbours"
+        different = sorted(name for name in saved if name not in may_differ and own.get(name) != saved[name])
         if different:
             raise settings.SettingError(f"--backbones {s.backbones}: made with other settings: {', '.join(different)}")
 
@@ -256,6 +257,8 @@ def of_seed(images, folder, s):
         for name, array in arrays.items():
             head, part = name.split("/")
             found.setdefault(head, {})[part] = tuple(array)
+        if not all(np.array_equal(found[OWN][part][1], getattr(images, part).y) for part in PARTS):
+            raise runs.RunError(f"{path}: is of other data than {images.name}")
         return found, chosen
     place = f"seed_{s.seed}"
     frozen = Path(s.backbones, place) if s.backbones else trained(folder / "frozen" / place, s, "frozen")

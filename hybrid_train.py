@@ -145,6 +145,7 @@ def build_head(images, s):
     if (found[0], found[-1]) != (sizes[0], sizes[-1]) or tuple(about["classes"]) != tuple(images.classes):
         raise runs.RunError(f"{s.head}: is a head for {found[0]:,} features and {found[-1]} classes of {about['dataset']}; "
                             f"here are {sizes[0]:,} and {sizes[-1]} of {images.name}")  # fmt: skip
+    check_split(s.head, about, s)
     return Head(network, s.joint_learning_rate, about["mean"], about["std"])
 
 
@@ -169,6 +170,14 @@ def head_settings(s):
                          learning_rate=s.head_learning_rate, seed=s.seed)  # fmt: skip
 
 
+def check_split(path, about, s):
+    """Raise runs.RunError where the weights of the file `path` learnt from images that are for validation here."""
+    trained = about.get("split_seed")
+    if trained != s.split_seed:
+        raise runs.RunError(f"{path}: was trained with --split-seed {trained}: with {s.split_seed}, images that it has "
+                            "learnt from would be in the validation split")  # fmt: skip
+
+
 def take_backbone(path, images, s):
     """The CNN of the weights file `path`, on its device; its shape becomes that of the settings `s`.
 
@@ -177,9 +186,7 @@ def take_backbone(path, images, s):
     model, about = cnn.restore(path)
     if tuple(about["classes"]) != tuple(images.classes):
         raise runs.RunError(f"{path}: was trained on {about['dataset']}, and cannot tell the classes of {images.name}")
-    if about["split_seed"] != s.split_seed:
-        raise runs.RunError(f"{path}: was trained with --split-seed {about['split_seed']}: with {s.split_seed}, images that "
-                            "it has learnt from would be in the validation split")  # fmt: skip
+    check_split(path, about, s)
     for name in cnn.SHAPE:
         setattr(s, name, tuple(about[name]) if isinstance(about[name], list) else about[name])
     print(f"backbone {path}: {model.name}, trained on {about['dataset']}")
@@ -200,10 +207,10 @@ def check(s):
     for name in ("backbone", "head"):
         if vars(s)[name] and not Path(vars(s)[name]).is_file():
             raise settings.SettingError(f"--{name} {vars(s)[name]}: no such file")
+        if vars(s)[name] and s.output_dir and Path(s.output_dir).resolve() in Path(vars(s)[name]).resolve().parents:
+            raise settings.SettingError(f"--output-dir {s.output_dir}: is the {name}'s own folder; name another")
     if s.head and s.training != "joint":
         raise settings.SettingError("--head: only joint training starts from one; add --training joint")
-    if s.backbone and s.output_dir and Path(s.output_dir).resolve() in Path(s.backbone).resolve().parents[:2]:
-        raise settings.SettingError(f"--output-dir {s.output_dir}: is the backbone's own folder; name another")
     if s.compile and s.training == "joint":
         raise settings.SettingError("--compile: not with --training joint, whose MLP is not PyTorch's")
 

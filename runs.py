@@ -55,7 +55,8 @@ def command(main):
         if isinstance(mistake, BrokenPipeError):  # whoever read the output, head perhaps, has had enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
-        if not hasattr(mistake, "exit_code") and not isinstance(mistake, OSError | MemoryError):
+        memory = isinstance(mistake, MemoryError) or type(mistake).__name__ == "OutOfMemoryError"  # PyTorch's, of a GPU
+        if not (hasattr(mistake, "exit_code") or isinstance(mistake, OSError) or memory):
             raise
         print(f"{Path(sys.argv[0]).name}: {str(mistake) or 'not enough memory'}", file=sys.stderr)
         sys.exit(getattr(mistake, "exit_code", 1))
@@ -105,14 +106,14 @@ class Run:
     """
 
     def __init__(self, script, settings):
-        self.settings, self.start = vars(settings), time.perf_counter()
-        self.histories, self.headed = {}, set()
+        self.settings, self.histories, self.headed = vars(settings), {}, set()
         resumed = self.settings.get("resume")
+        self.start = None if resumed else time.perf_counter()
         self.path = Path(resumed) if resumed else new_folder(script, self.settings)
+        for part in self.path.glob(".[0-9]*.*") if resumed else ():  # what a process that was killed was just writing
+            part.unlink()
 
     def __enter__(self):
-        for part in self.path.glob(".[0-9]*.*"):  # what a process that was killed was just writing
-            part.unlink()
         values = "  ".join(f"{name}={value!r}".replace(", ", ",") for name, value in self.settings.items())
         print(textwrap.fill(f"settings  {values}", 118, subsequent_indent=10 * " ", break_on_hyphens=False))
         return self
@@ -143,7 +144,7 @@ class Run:
 
     def go_on(self, history, name="history.csv"):
         """Take the run in this folder up with the history {column: [...]} of the epochs that are behind it."""
-        self.start -= sum(history["seconds"])
+        self.start = time.perf_counter() - sum(history["seconds"])
         rows = zip(*(history[column] for column in COLUMNS), strict=True)
         self.histories[name] = [rounded(dict(zip(COLUMNS, row, strict=True))) for row in rows]
         if self.histories[name]:
@@ -169,12 +170,15 @@ class Run:
         """Write metrics.json with the settings, versions and machine, print the results, and return the metrics.
 
         table: {model: (validation accuracy, test accuracy)}. The seconds are those since the data was read, and of a run
-        that was taken up those of the epochs before, too.
+        that was taken up those of the epochs before, too; without such a history nobody knows, and they are left out.
         """
         if memory := peak_memory():
             metrics["peak_memory_mib"] = round(memory, 1)
-        metrics |= {"seconds": round(time.perf_counter() - self.start, 1), "settings": self.settings}
-        metrics |= {"command": command_line(), **surroundings()}
+        took = ""
+        if self.start:
+            metrics["seconds"] = round(time.perf_counter() - self.start, 1)
+            took = f", {metrics['seconds']:.0f} s"
+        metrics |= {"settings": self.settings, "command": command_line(), **surroundings()}
         self.save({"metrics.json": json.dumps(metrics, indent=2, allow_nan=False) + "\n"})
         width = max(len(name) for name in [metrics["dataset"], *table]) + 2
         print(f"\n{metrics['dataset']:<{width}}  validation      test")
@@ -182,7 +186,7 @@ class Run:
             print(f"{name:<{width}}" + "".join(f"{accuracy:12.2%}" for accuracy in accuracies)[2:])
         if self.settings.get("quick"):
             print("\nA quick tour on a subset: these figures are only a tour's; the real ones come without --quick.")
-        print(f"\n{metrics['dataset']}, {metrics['seconds']:.0f} s; figures, weights and metrics.json are in\n{self.path}")
+        print(f"\n{metrics['dataset']}{took}; figures, weights and metrics.json are in\n{self.path}")
         return metrics
 
 

@@ -143,7 +143,7 @@ def test_the_last_stages_maps_are_the_features():
 def test_two_processes_take_the_steps_of_one(tmp_path):
     """Over gloo on this machine: the same batches, in halves, give the same weights; and only the first process writes."""
     flags = ("--dataset", "digits", "--epochs", 2, "--batch-size", 50, "--channels", 4, 6, "--pool-after", 1, 2,
-             "--no-batch-norm", "--no-flip", "--shift", 0, "--learning-rate", 0.02)  # fmt: skip
+             "--no-batch-norm", "--no-flip", "--shift", 0, "--learning-rate", 0.02, "--precision", "float32")  # fmt: skip
     script, *_ = command("cnn_feature_extraction")[1:]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29581", script]
     for name, start in (("one", [sys.executable, script]), ("two", torchrun)):
@@ -158,6 +158,13 @@ def test_two_processes_take_the_steps_of_one(tmp_path):
     for first, second in zip(*tables, strict=True):
         for column in ("train_loss", "train_accuracy", "val_loss"):
             assert float(first[column]) == pytest.approx(float(second[column]), rel=1e-3)
+
+
+def test_each_process_needs_images_of_every_batch(monkeypatch):
+    monkeypatch.setattr(cnn, "processes", lambda: (0, 3))
+    with pytest.raises(settings.SettingError, match="--batch-size 5: with so many processes at least 6"):
+        cnn.check(settings.load(cnn, batch_size=5))
+    cnn.check(settings.load(cnn, batch_size=6))
 
 
 def test_a_gpu_without_enough_memory_is_one_line(digits, monkeypatch):

@@ -1,6 +1,7 @@
 """The study of the heads: its statistics by hand, its verdicts, and the script as a user runs it."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -45,18 +46,21 @@ def outcomes(*more_right):
     return every
 
 
-@pytest.mark.parametrize(("more_right", "said", "words"), [
-    ((190, 190, 190), "+9.00 +- 0.00 points, p = 0 (paired t over 3 seeds", "better 3, worse 0 (McNemar, Holm): better"),
-    ((30, 40, 35), "-6.50 +- 0.50 points", "better 0, worse 3 (McNemar, Holm): worse"),
-    ((130, 95, 105), "+1.00 +- 1.80 points", "better 0, worse 0 (McNemar, Holm): no difference shown"),
-    ((190, 190, 30), "+3.67 +- 9.24 points", "better 2, worse 1 (McNemar, Holm): no difference shown"),
+@pytest.mark.parametrize(("more_right", "said", "counts", "words"), [
+    ((190, 190, 190), "+9.00 +- 0.00 points, p = 0 (paired t over the", "better in 3, worse in 0 of 3", "better"),
+    ((30, 40, 35), "-6.50 +- 0.50 points", "better in 0, worse in 3 of 3", "worse"),
+    ((130, 95, 105), "+1.00 +- 1.80 points", "better in 0, worse in 0 of 3", "no difference shown"),
+    ((190, 190, 30), "+3.67 +- 9.24 points", "better in 2, worse in 1 of 3", "no difference shown"),
+    # t = 7.23 with 2 degrees of freedom, whose tails hold 0.0186, times nine; 136 against 100 has p = 0.02, times 27
+    ((130, 122, 136), "+2.93 +- 0.70 points, p = 0.167 ", "better in 0, worse in 0 of 3", "no difference shown"),
 ])  # fmt: skip
-def test_verdicts(more_right, said, words):
+def test_verdicts(more_right, said, counts, words):
     heads, tests, verdicts = study.summary(outcomes(*more_right))
-    assert verdicts[0].startswith("NumPy MLP, against CNN's own classifier: ")
-    assert said in verdicts[0]
-    assert verdicts[0].endswith(words)
-    assert all("no difference shown" in verdict for verdict in verdicts[1:])
+    assert len(tests) == 9
+    for number, other in ((0, study.OWN), (1, study.LOGISTIC)):  # whose outcomes are the same
+        assert verdicts[number].startswith(f"NumPy MLP, against {other}: {said}")
+        assert verdicts[number].endswith(f"; {counts} seeds (McNemar, Holm): {words}")
+    assert all("no difference shown" in verdict for verdict in verdicts[2:])
     assert [(test["head"], test["against"]) for test in tests] == list(study.COMPARED)
     assert [one["only_head_right"] for one in tests[0]["by_seed"]] == list(more_right)
     assert heads[study.MLP]["by_seed"]["test_accuracy"] == pytest.approx([0.7 + n / 1_000 for n in more_right])
@@ -143,6 +147,10 @@ def test_the_script(run_script, tmp_path):
         study.check(small(None, tmp_path, backbone=str(tmp_path / "out/frozen/seed_0/backbone.safetensors")))
     with pytest.raises(settings.SettingError, match="no finished run in nowhere/seed_0; make them by"):
         study.check(small(None, tmp_path, backbones="nowhere"))
+    with pytest.raises(settings.SettingError, match=r"no finished run in .*joint/seed_0"):
+        study.check(small(None, tmp_path, backbones=str(tmp_path / "out/joint")))
+    with pytest.raises(settings.SettingError, match="not for the study"):
+        study.check(small(None, tmp_path, training="joint"))
     done = run_script("hybrid_study", *flags, "--backbones", "out/frozen", "--epochs", 3)
     assert "made with other settings: epochs" in one_line(done, 2)
 
@@ -151,3 +159,12 @@ def test_the_script(run_script, tmp_path):
     done = run_script("hybrid_study", "--resume", "out")
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads((tmp_path / "out/metrics.json").read_text())["heads"] == heads
+
+    saved = tmp_path / "out/frozen/seed_0/settings.json"
+    for text, said in (("{", "cannot be read"), ('{"training": "joint"}', "made with other settings: training")):
+        saved.write_text(text)
+        assert said in one_line(run_script("hybrid_study", *flags, "--backbones", "out/frozen"), 2)
+    shutil.copy(tmp_path / "out/predictions_0.npz", tmp_path)
+    digits = data.load("digits")  # of which the tour took a part
+    with pytest.raises(runs.RunError, match="is of other data than"):
+        study.of_seed(digits, tmp_path, small(None, tmp_path))

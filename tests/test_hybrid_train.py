@@ -284,5 +284,9 @@ def test_heads_that_cannot_be_taken(hybrid, run_script, tmp_path):
     assert "add --training joint" in one_line(run_script("hybrid_train", *TINY, *head), 2)
     line = one_line(run_script("hybrid_train", *TINY, "--training", "joint", *head, "--channels", 8, 9), 1)
     assert "is a head for 784 features and 10 classes" in line
+    line = one_line(run_script("hybrid_train", *TINY, "--training", "joint", *head, "--split-seed", 5), 1)
+    assert "was trained with --split-seed 0: with 5, images that it has learnt from" in line
+    line = one_line(run_script("hybrid_train", *TINY, "--training", "joint", *head, "--output-dir", folder), 2)
+    assert "is the head's own folder; name another" in line
     with pytest.raises(runs.RunError, match="not the hybrid"):
         hybrid_train.restore(folder / "head.safetensors")

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 import runs
 
@@ -49,7 +50,8 @@ def test_the_folder_that_one_is_in_is_not_moved_aside(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("mistake", "code", "said"), [
     (runs.Diverged("the loss"), 1, "the loss"), (OSError(28, "No space left on device"), 1, "No space left"),
-    (MemoryError(), 1, "not enough memory"), (KeyboardInterrupt(": kept in x"), 130, "interrupted: kept in x"),
+    (MemoryError(), 1, "not enough memory"), (torch.cuda.OutOfMemoryError("CUDA out of memory"), 1, "CUDA out of memory"),
+    (KeyboardInterrupt(": kept in x"), 130, "interrupted: kept in x"),
 ])  # fmt: skip
 def test_a_mistake_is_one_line_and_an_exit_code(mistake, code, said, capsys):
     def main():
@@ -84,6 +86,27 @@ def test_history_and_metrics(tmp_path, capsys):
     lines = capsys.readouterr().out.strip().splitlines()
     assert lines[-1] == str(tmp_path)
     assert "digits" in lines[-2]
+
+
+def test_what_only_looks_half_written_stays_and_what_a_killed_run_left_goes(tmp_path):
+    own = tmp_path / ".1.notes.txt"
+    own.write_text("of the user")
+    runs.Run("test", SimpleNamespace(output_dir=str(tmp_path)))
+    assert own.exists()
+    runs.Run("test", SimpleNamespace(output_dir=str(tmp_path), resume=str(tmp_path)))
+    assert not own.exists()
+
+
+def test_the_seconds_of_a_run_that_was_taken_up(tmp_path):
+    runs.Run("test", SimpleNamespace(output_dir=str(tmp_path)))
+    found = []
+    for history in (None, {column: [value, value] for column, value in ROW.items()}):
+        run = runs.Run("test", SimpleNamespace(output_dir=str(tmp_path), resume=str(tmp_path)))
+        if history:
+            run.go_on(history)
+        found.append(run.finish({"model": (0.7, 0.6)}, dataset="digits").get("seconds"))
+    assert found[0] is None  # nobody knows
+    assert found[1] == pytest.approx(2 * ROW["seconds"], abs=1)
 
 
 def test_weights_come_back_as_they_were(tmp_path):
