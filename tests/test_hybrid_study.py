@@ -144,7 +144,7 @@ def test_the_script(run_script, tmp_path):
     with pytest.raises(settings.SettingError, match="folder of the backbones"):
         study.check(small(None, tmp_path / "out", backbones=str(tmp_path / "out")))
     with pytest.raises(settings.SettingError, match="give it --backbones"):
-        study.check(small(None, tmp_path, backbone=str(tmp_path / "out/frozen/seed_0/backbone.safetensors")))
+        study.check(small(None, tmp_path / "other", backbone=str(tmp_path / "out/frozen/seed_0/backbone.safetensors")))
     with pytest.raises(settings.SettingError, match="no finished run in nowhere/seed_0; make them by"):
         study.check(small(None, tmp_path, backbones="nowhere"))
     with pytest.raises(settings.SettingError, match=r"no finished run in .*joint/seed_0"):
@@ -165,6 +165,6 @@ def test_the_script(run_script, tmp_path):
         saved.write_text(text)
         assert said in one_line(run_script("hybrid_study", *flags, "--backbones", "out/frozen"), 2)
     shutil.copy(tmp_path / "out/predictions_0.npz", tmp_path)
-    digits = data.load("digits")  # of which the tour took a part
+    digits = data.load("digits", split_seed=5)
     with pytest.raises(runs.RunError, match="is of other data than"):
         study.of_seed(digits, tmp_path, small(None, tmp_path))
