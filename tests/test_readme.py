@@ -124,6 +124,11 @@ def test_the_committed_results_are_of_real_runs(script):
     assert different <= {"output_dir", "data_dir", "seeds"}  # the results are those of the constants as they stand
 
 
+def test_the_hybrids_cnns_are_told_beside_them():
+    default, best = (percent(results(f"hybrid_{kind}"), "cnn_test_accuracy") for kind in ("train", "best"))
+    assert f"{default} on the test images by default, and {best} by the best recipe" in " ".join(README.split())
+
+
 def test_the_hybrids_cnn_is_the_one_of_the_row_above():
     hybrid, alone = results("hybrid_train")["by_seed"], results("cnn_feature_extraction")
     of_seed_0 = hybrid["cnn_val_accuracy"][0], hybrid["cnn_test_accuracy"][0]
