@@ -476,7 +476,10 @@ def main(argv=None):
     import plots
 
     folder = Path(s.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)  # before an hour's work
+    try:
+        folder.mkdir(parents=True, exist_ok=True)  # before an hour's work
+    except OSError as error:
+        raise runs.RunError(f"cannot write to {folder}: {error.strerror}; choose another --output-dir") from None
     with threadpool_limits(s.threads):
         measured = PARTS[part](s)
     found = measured | {"command": runs.command_line(), **runs.surroundings()}

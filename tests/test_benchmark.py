@@ -51,6 +51,12 @@ def test_a_wrong_part_is_one_line(run_script):
     assert "name what to measure" in one_line(run_script("benchmark"), 2)
 
 
+def test_a_folder_that_cannot_be_is_refused_before_any_work(run_script, tmp_path):
+    (tmp_path / "taken").write_text("a file")
+    refused = one_line(run_script("benchmark", "cnn", "--output-dir", "taken"), 1)
+    assert "cannot write to taken" in refused and "--output-dir" in refused
+
+
 def test_the_tutorials_network_is_r0s_and_learns(digits):
     pixels = np.round(255 * digits.train.X).astype(np.uint8)
     epoch, accuracy = benchmark.tutorial_cnn(pixels[:640], digits.train.y[:640], pixels[:300], digits.train.y[:300])
