@@ -99,7 +99,8 @@ def stages(model):
     """What a CNN is made of: [(name, shape of what it puts out, parameters, multiply-adds for an image), ...]."""
     rows, x = [], torch.zeros(1, 1, 28, 28, device="meta")  # which has a shape, but no numbers
     model = copy.deepcopy(model).to("meta").eval()
-    for module in (*model.backbone, model.classifier):
+    linear = isinstance(model.classifier, nn.Linear)  # in joint training it is the NumPy MLP
+    for module in (*model.backbone, *([model.classifier] if linear else [])):
         x = module(x)
         name, parameters, work = type(module).__name__, sum(p.numel() for p in module.parameters()), 0
         if isinstance(module, nn.Conv2d):

@@ -3,9 +3,11 @@
     python benchmark.py mlp
     python benchmark.py cnn
     python benchmark.py hybrid
+    python benchmark.py race
 
-Machines differ, and shared ones are noisy: the ratios count, not the seconds. Writes mlp.json, cnn.json and hybrid.json, and
-figures of the first two, into runs/benchmark.
+Machines differ, and shared ones are noisy: the ratios count, not the seconds. Writes mlp.json and so on into runs/benchmark,
+and a figure of each but the hybrid. The race takes an hour or more: how soon our default CNN is as good as a tutorial's gets
+in 20 epochs.
 """
 
 import itertools
@@ -28,7 +30,6 @@ ROUNDS = 7  # epochs of each side, taking turns, of which the median counts, in 
 TABLE_ROUNDS = 3  # the same, for the tables over batch sizes and widths; 0 leaves them out; in [0, inf)
 THREADS = 2  # of every side, in [1, inf)
 IMAGES = 4_096  # that a round of the CNN and of the hybrid trains on, in [1000, 48000]
-RACE = False  # cnn: also time our defaults to the best accuracy of a tutorial's CNN in 20 epochs; an hour or more
 ALONE = "none"  # mlp: one epoch of this side, and its memory: {none, ours, torch_fused, torch_tutorial, scikit_learn}
 OUTPUT_DIR = "runs/benchmark"  # where the results go, in place of those of an earlier time
 # ----
@@ -174,18 +175,18 @@ def alone(name, s):
     return {"seconds": seconds, "mebibytes": json.loads(result.stdout)}
 
 
-def images(s):
-    """The training images (N, 784) and labels (N,), all of them in memory."""
-    train = data.load(s.dataset, s.data_dir, s.offline_fallback, s.split_seed).train
-    return np.ascontiguousarray(train.X.reshape(len(train.X), -1)), train.y
+def pixels(s):
+    """The training images (N, 784) and labels (N,), all of them in memory, and the dataset's name."""
+    images = data.load(s.dataset, s.data_dir, s.offline_fallback, s.split_seed)
+    return np.ascontiguousarray(images.train.X.reshape(len(images.train.X), -1)), images.train.y, images.name
 
 
 def mlp(s):
     """The NumPy MLP. Returns what goes into mlp.json."""
-    X, y = images(s)
+    X, y, name = pixels(s)
     training, prediction = compare(X, y, SIDES, s.rounds)
     found = ratios(training)
-    print(f"784-256-128-10, batch {BATCH_SIZE}, {len(X):,} images, {s.threads} threads, {s.rounds} rounds\n")
+    print(f"{name}: 784-256-128-10, batch {BATCH_SIZE}, {len(X):,} images, {s.threads} threads, {s.rounds} rounds\n")
     print(f"{'':<40}{'s per epoch':>12}{'ours / theirs':>15}{'wanted':>9}{'images/s predicted':>20}")
     for name, seconds in training.items():
         ratio = f"{found[name]:15.2f}{GOALS[name]:9.2f}" if name in found else " " * 24
@@ -213,7 +214,7 @@ def mlp(s):
         memory = f"{one['mebibytes']:8.0f} MiB" if one["mebibytes"] else f"{'?':>12}"
         print(f"{NAMES[name]:<40}{memory}{one['seconds']:34.1f} s")
     throughput = {name: len(X) / median(seconds) for name, seconds in prediction.items()}
-    return {"network": "784-256-128-10", "batch_size": BATCH_SIZE, "images": len(X), "threads": s.threads,
+    return {"network": "784-256-128-10", "dataset": name, "batch_size": BATCH_SIZE, "images": len(X), "threads": s.threads,
             "seconds_per_epoch": training, "ratios": found, "goals": GOALS, "images_per_second_predicted": throughput,
             "tables": tables, "alone": single}  # fmt: skip
 
@@ -300,44 +301,38 @@ def tutorial_cnn(X, y, X_val, y_val):
     return epoch, accuracy
 
 
-def passes_alone(X, s):
-    """Two functions, each an epoch of forward and backward passes and no more: the default CNN's, and its convolutions'.
+# The events by which PyTorch's profiler tells a layer's forward and backward passes
+PASSES = {
+    "convolutions": ("aten::conv2d", "ConvolutionBackward0"),
+    "layers": ("aten::conv2d", "ConvolutionBackward0", "aten::max_pool2d", "MaxPool2DWithIndicesBackward0",
+               "aten::batch_norm", "NativeBatchNormBackward0", "aten::relu", "ReluBackward0", "aten::linear",
+               "AddmmBackward0"),
+}  # fmt: skip
 
-    A convolution gets the images that it gets in training, prepared before; it goes back right after it went forward, its
-    result still in the cache, so that its time is, if anything, told too short.
+
+def profiled(epoch):
+    """(seconds of the call epoch(), {"convolutions": share of them in their passes, "layers": in those of all layers})."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        start = time.perf_counter()
+        epoch()
+        seconds = time.perf_counter() - start
+    spent = {event.key.split(": ")[-1]: event.cpu_time_total / 1e6 for event in seen.key_averages()
+             if not event.key.endswith("Backward0") or "evaluate_function" in event.key}  # fmt: skip
+    return seconds, {of: sum(spent.get(name, 0) for name in names) / seconds for of, names in PASSES.items()}
+
+
+def race(s):
+    """Our default training and a tutorial's, taking turns by epochs: seconds until validation accuracy is as good.
+
+    Returns what goes into race.json.
     """
-    import torch
-
-    import backbone
-
-    model = backbone.build(s, mean=0.286, std=0.353, generator=torch.Generator().manual_seed(0))
-    model = model.to(memory_format=torch.channels_last).train()
-    images = backbone.layout(X[: s.batch_size])
-    x, convolutions = (images - model.mean) / model.std, []
-    for module in model.backbone:
-        if isinstance(module, torch.nn.Conv2d):
-            convolutions.append((module, x.detach().requires_grad_(bool(convolutions))))  # no gradient for the pixels
-        x = module(x).detach()
-
-    def passes(parts):
-        for _ in range(len(X) // s.batch_size):
-            for module, x in parts:
-                x.grad = None
-                module.zero_grad()
-                with torch.autocast("cpu", torch.bfloat16, enabled=s.precision == "bfloat16"):
-                    y = module(x)
-                y.backward(torch.ones_like(y))
-
-    return lambda: passes([(model, images)]), lambda: passes(convolutions)
-
-
-def race(images, s):
-    """Our default training and a tutorial's, taking turns by epochs: seconds until validation accuracy is as good."""
     import torch
 
     import cnn_feature_extraction as script
 
-    own = settled(settings.load(script))
+    images, own = data.load(s.dataset, s.data_dir, s.offline_fallback, s.split_seed), settled(settings.load(script))
     X, y, X_val, y_val = (torch.from_numpy(a) for of in (images.train, images.val) for a in (of.X[:, None], of.y))
     training, _ = ours_cnn(X, y, own)
     torch.manual_seed(0)
@@ -362,7 +357,8 @@ def race(images, s):
     ratio = first["ours"] / first["tutorial"] if first["ours"] else None
     print(f"the tutorial's best, {best:.2%}, is reached after {first['tutorial']:.0f} s; by our defaults "
           + (f"after {first['ours']:.0f} s: {ratio:.2f} of that, wanted 0.2 at most" if ratio else "never"))  # fmt: skip
-    return {"rows": rows, "accuracy": best, "seconds": first, "ratio": ratio, "goal": 0.2}
+    return {"dataset": images.name, "threads": s.threads, "precision": own.precision, "rows": rows, "accuracy": best,
+            "seconds": first, "ratio": ratio, "goal": 0.2}  # fmt: skip
 
 
 def cnn(s):
@@ -380,29 +376,28 @@ def cnn(s):
     _, own = ours_cnn(*tensors, r0)
     seconds = taking_turns({"ours": own, "tutorial": epoch}, s.rounds)
     faster = 1 / ratios(seconds)["tutorial"]
-    print(f"R0's network {'-'.join(map(str, R0['channels']))}, {len(X):,} images a round, {s.threads} threads, "
-          f"{s.rounds} rounds, ours in {r0.precision} and batches of {r0.batch_size}\n")  # fmt: skip
+    print(f"{images.name}: R0's network {'-'.join(map(str, R0['channels']))}, {len(X):,} images a round, "
+          f"{s.threads} threads, {s.rounds} rounds, ours in {r0.precision} and batches of {r0.batch_size}\n")  # fmt: skip
     print(f"{'':<42}{'images/s':>10}{'times as fast':>15}{'wanted':>9}")
     for name, found in seconds.items():
         ratio = f"{faster:14.2f}x{CNN_GOALS['tutorial']:8.1f}x" if name == "tutorial" else ""
         print(f"{NAMES[name]:<42}{len(X) / median(found):10,.0f}{ratio}", flush=True)
 
     _, own = ours_cnn(*tensors, defaults)
-    layers, convolutions = passes_alone(tensors[0], defaults)
-    parts = taking_turns({"ours": own, "convolutions": convolutions, "layers": layers}, s.rounds)
-    share = {name: 1 / ratio for name, ratio in ratios(parts).items()}
+    epochs = [profiled(own) for _ in range(s.rounds + 1)][1:]
+    share = {of: median(shares[of] for _, shares in epochs) for of in PASSES}
     name = "-".join(map(str, defaults.channels))
-    print(f"\ntraining of the default network {name}, {len(X) / median(parts['ours']):,.0f} images/s\n"
+    rate = len(X) / median(took for took, _ in epochs)
+    print(f"\ntraining of the default network {name}, {rate:,.0f} images/s, as PyTorch's profiler sees it\n"
           f"{'its convolutions, forward and backward':<60}{share['convolutions']:6.1%}   wanted: "
           f"{1 - CNN_GOALS['outside']:.0%} at least\n"
           f"{'all its layers, with normalisation, pooling, activation':<60}{share['layers']:6.1%}\n"
           f"{'the rest: augmentation, loss, optimiser, average':<60}{1 - share['layers']:6.1%}", flush=True)  # fmt: skip
-    found = {"network": "-".join(map(str, R0["channels"])), "images": len(X), "threads": s.threads, "seconds": seconds,
-             "dataset": images.name, "precision": r0.precision, "default_precision": defaults.precision,
-             "faster": {"tutorial": faster}, "goals": CNN_GOALS,
-             "default_network": name, "default_seconds": parts,
-             "shares": {**share, "outside": 1 - share["layers"]}}  # fmt: skip
-    return found | ({"race": race(images, s)} if s.race else {})
+    return {"network": "-".join(map(str, R0["channels"])), "images": len(X), "threads": s.threads, "seconds": seconds,
+            "dataset": images.name, "precision": r0.precision, "default_precision": defaults.precision,
+            "faster": {"tutorial": faster}, "goals": CNN_GOALS,
+            "default_network": name, "default_seconds": [took for took, _ in epochs],
+            "shares": {**share, "outside": 1 - share["layers"]}}  # fmt: skip
 
 
 def hybrid(s):
@@ -439,16 +434,16 @@ def hybrid(s):
     seconds = taking_turns(calls, s.rounds)
     ratio = ratios(seconds)["twin"]
     network = f"{'-'.join(map(str, own.channels))} + {'-'.join(map(str, widths))}"
-    print(f"CNN and MLP {network} as one network, {len(tensors[1]):,} images a round, "
+    print(f"{images.name}: CNN and MLP {network} as one network, {len(tensors[1]):,} images a round, "
           f"{s.threads} threads, {s.rounds} rounds\n\n{'':<40}{'images/s':>10}")  # fmt: skip
     for name, found in seconds.items():
         print(f"{NAMES[name]:<40}{len(tensors[1]) / median(found):10,.0f}")
     print(f"\nthe MLP in NumPy makes the step {ratio - 1:+.1%} longer than the same in PyTorch; wanted: +5 % at most")
-    return {"network": network, "images": len(tensors[1]), "threads": s.threads,
+    return {"network": network, "dataset": images.name, "images": len(tensors[1]), "threads": s.threads,
             "precision": own.precision, "seconds": seconds, "ratios": {"twin": ratio}, "goals": {"twin": 1.05}}  # fmt: skip
 
 
-PARTS = {"mlp": mlp, "cnn": cnn, "hybrid": hybrid}
+PARTS = {"mlp": mlp, "cnn": cnn, "hybrid": hybrid, "race": race}
 
 
 def limit_torch(name, threads):
@@ -468,7 +463,7 @@ def main(argv=None):
     if s.alone != "none":
         with threadpool_limits(s.threads):
             limit_torch(s.alone, s.threads)
-            epoch, _ = SIDES[s.alone](*images(s), HIDDEN, BATCH_SIZE)
+            epoch, _ = SIDES[s.alone](*pixels(s)[:2], HIDDEN, BATCH_SIZE)
             epoch()
         print(json.dumps(runs.peak_memory()))
         return
@@ -485,7 +480,7 @@ def main(argv=None):
     found = measured | {"command": runs.command_line(), **runs.surroundings()}
     with runs.whole(folder / f"{part}.json") as path:
         path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    draw = {"mlp": plots.speed, "cnn": plots.cnn_speed}.get(part)  # of the hybrid there is but one number
+    draw = {"mlp": plots.speed, "cnn": plots.cnn_speed, "race": plots.race}.get(part)  # the hybrid is but one number
     if draw:
         with runs.whole(folder / f"{part}.png") as path:
             draw(found, NAMES).savefig(path)

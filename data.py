@@ -3,6 +3,7 @@
     python data.py       finds or downloads the dataset, checks it, and prints what it holds
 """
 
+import contextlib
 import hashlib
 import os
 import re
@@ -138,14 +139,15 @@ def statistics(X):
 def normalisation(X, how):
     """(mean, std) to bring X (N, 28, 28) to: "none" 0 and 1, "standard" one of each, "pixel" (28, 28) of each.
 
-    Only ever of the training split. A pixel that is the same in all images keeps its scale.
+    Only ever of the training split. A pixel that hardly varies, by less than 0.01 or three shades of grey, keeps its scale:
+    else an image moved or mirrored could be hundreds of deviations away.
     """
     if how == "none":
         return 0.0, 1.0
     if how == "standard":
         return statistics(X)
     mean, std = X.mean(axis=0, dtype=np.float64), X.std(axis=0, dtype=np.float64)
-    return mean, np.where(std > 0, std, 1.0)
+    return mean, np.where(std > 0.01, std, 1.0)
 
 
 def augment(X, rng, flip=False, shift=0, erase=0):
@@ -353,8 +355,9 @@ def download(folder):
                 if not (raw / f"{name}.gz").exists():
                     os.replace(Path(part, "FashionMNIST", "raw", f"{name}.gz"), raw / f"{name}.gz")
     except (OSError, RuntimeError, ImportError, HTTPException) as error:
-        if new and folder.exists():
-            folder.rmdir()
+        if new:
+            with contextlib.suppress(OSError):  # it may not be there, or another process may be using it
+                folder.rmdir()
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         raise Offline(f"no Fashion-MNIST in {folder}, and it could not be downloaded ({reason})") from None
     finally:

@@ -38,10 +38,12 @@ def stage_maps(model, X):
 
 
 def planes(features, seed=0):
-    """The features (N, F) in two dimensions: {"PCA, ...": (N, 2), "t-SNE ...": (N, 2)}."""
+    """The features (N, F) in two dimensions: {"PCA, ...": (N, 2), "t-SNE ...": (N, 2)}, or {} where they have no two."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
+    if np.count_nonzero(np.ptp(features, axis=0)) < 2:  # a network of dead neurons, say
+        return {}
     pca = PCA(min(50, *features.shape), random_state=seed)
     reduced = pca.fit_transform(features)
     name = f"PCA, {pca.explained_variance_ratio_[:2].sum():.0%} of the variance"
@@ -60,13 +62,14 @@ def figures(model, images, features, test_logits, title):
     predicted = p_test.argmax(axis=1)
     heat = grad_cam(model, torch.from_numpy(test.X[ten])[:, None].to(device), torch.from_numpy(predicted[ten]).to(device))
     some = np.arange(min(2_000, len(test.y)))
+    flat = planes(features["X_test"][some])
+    shown = f"{title}: the features of {len(some):,} test images"
     return {
         "filters.png": plots.filters(model.backbone[0].weight[:, 0].detach().cpu().numpy(), f"{title}: the first filters"),
         "feature_maps.png": plots.feature_maps(
             test.X[few], stage_maps(model, torch.from_numpy(test.X[few])[:, None].to(device)),
             [classes[label] for label in test.y[few]], title),
-        "features.png": plots.embeddings(planes(features["X_test"][some]), test.y[some], classes,
-                                         f"{title}: the features of {len(some):,} test images"),
+        **({"features.png": plots.embeddings(flat, test.y[some], classes, shown)} if flat else {}),
         "grad_cam.png": plots.saliency(test.X[ten], heat.cpu().numpy(), test.y[ten], predicted[ten], classes, title),
         "confusable.png": plots.confusable(test.X, test.y, p_test, classes, f"{title}: classes taken for each other"),
         "label_errors.png": plots.mistakes(train.X, train.y, p_train, classes,

@@ -81,7 +81,7 @@ class ReLU(Layer):
         self.mask = np.greater(x, 0, out=self.space("mask", x))  # 0.0 or 1.0: NumPy multiplies floats faster by floats
         return np.multiply(x, self.mask, out=self.space("y", x))
 
-    def backward(self, dout, input_gradient=True):
+    def backward(self, dout):
         return np.multiply(dout, self.mask, out=self.space("dx", dout))
 
 
@@ -94,7 +94,7 @@ class LeakyReLU(Layer):
         self.slope = np.where(x > 0, x.dtype.type(1), x.dtype.type(0.01))
         return np.multiply(x, self.slope, out=self.space("y", x))
 
-    def backward(self, dout, input_gradient=True):
+    def backward(self, dout):
         return np.multiply(dout, self.slope, out=self.space("dx", dout))
 
 
@@ -107,7 +107,7 @@ class Tanh(Layer):
         self.y = np.tanh(x, out=self.space("y", x))
         return self.y
 
-    def backward(self, dout, input_gradient=True):
+    def backward(self, dout):
         slope = np.square(self.y, out=self.space("dx", dout))
         np.subtract(1, slope, out=slope)
         return np.multiply(dout, slope, out=slope)
@@ -122,7 +122,7 @@ class Sigmoid(Layer):
             self.y = y
         return y
 
-    def backward(self, dout, input_gradient=True):
+    def backward(self, dout):
         slope = np.subtract(1, self.y, out=self.space("dx", dout))
         slope *= self.y
         return np.multiply(dout, slope, out=slope)
@@ -139,7 +139,7 @@ class GELU(Layer):
         self.x, self.P = x, ndtr(x, out=self.space("P", x))
         return np.multiply(x, self.P, out=self.space("y", x))
 
-    def backward(self, dout, input_gradient=True):
+    def backward(self, dout):
         slope = np.square(self.x, out=self.space("dx", dout))
         slope /= -2
         np.exp(slope, out=slope)
@@ -167,7 +167,7 @@ class Dropout(Layer):
         self.mask *= 1 / (1 - self.rate)
         return np.multiply(x, self.mask, out=self.space("y", x))
 
-    def backward(self, dout, input_gradient=True):
+    def backward(self, dout):
         return np.multiply(dout, self.mask, out=self.space("dx", dout))
 
 
@@ -202,7 +202,7 @@ class BatchNorm(Layer):
         y += beta
         return y
 
-    def backward(self, dout, input_gradient=True):
+    def backward(self, dout):
         n, dgamma, dbeta = len(dout), self.grads["gamma"], self.grads["beta"]
         dout.sum(axis=0, out=dbeta)
         np.einsum("nd,nd->d", dout, self.centred, out=dgamma)
@@ -233,7 +233,7 @@ class LayerNorm(Layer):
             self.inverse, self.normed = inverse, normed
         return normed * self.params["gamma"] + self.params["beta"]
 
-    def backward(self, dout, input_gradient=True):
+    def backward(self, dout):
         (dout * self.normed).sum(axis=0, out=self.grads["gamma"])
         dout.sum(axis=0, out=self.grads["beta"])
         dnormed = dout * self.params["gamma"]

@@ -251,14 +251,15 @@ class Training:
             self.average.swap()
         logits = self.model.logits(X)
         loss, right = self.loss(logits, y)[0], accuracy(logits, y)
+        cause = "" if np.isfinite(loss) else doctor.cause(self.model, X)  # before the weights are exchanged again
         if self.s.patience and right > self.best_accuracy:
             self.best_epoch, self.best_accuracy = self.epoch + 1, right
             self.best["params"][:], self.best["state"][:] = self.model.params, self.model.state
         if self.average:
             self.average.swap()
         if not np.isfinite(loss):  # as after a last step that was too long
-            raise runs.Diverged(f"the validation loss became {loss} in epoch {self.epoch + 1} "
-                                f"({doctor.cause(self.model, X)}): {doctor.shorter(self.s)}")  # fmt: skip
+            raise runs.Diverged(f"the validation loss became {loss} in epoch {self.epoch + 1} ({cause}): "
+                                f"{doctor.shorter(self.s)}")  # fmt: skip
         return loss, right
 
     def one_epoch(self, X, y, prepare=lambda x: x, done=lambda: None):

@@ -112,7 +112,7 @@ class Adam(Optimizer):
 
 
 OPTIMIZERS = {"sgd": SGD, "momentum": Momentum, "nesterov": Nesterov, "rmsprop": RMSprop, "adam": Adam,
-              "adamw": Adam}  # whose decay, apart from the gradient, Training has for every optimiser
+              "adamw": Adam}  # the same: decay apart from the gradient is Training's, for every optimiser
 
 
 def learning_rates(schedule, highest, steps, warmup=0.0):
@@ -120,7 +120,8 @@ def learning_rates(schedule, highest, steps, warmup=0.0):
 
     Then "constant" stays; "step" falls to a tenth half way and to a hundredth at three quarters (He et al. 2016, sec. 4.2);
     "exponential" falls evenly to a hundredth; "cosine" falls along half a cosine to 0 (Loshchilov and Hutter 2017, eq. 5);
-    "one_cycle" falls in a straight line to 0 (Smith and Topin 2018). "plateau" stays, but for what ReduceOnPlateau does.
+    "one_cycle" falls in a straight line to 0 (Smith and Topin 2018, without their last, lower part; torch's OneCycleLR
+    rises and falls along cosines by default). "plateau" stays, but for what ReduceOnPlateau does.
     """
     rise = round(warmup * steps)
     done = np.arange(steps - rise) / (steps - rise)  # share of the fall that lies behind, from 0 to just below 1
@@ -139,7 +140,8 @@ def learning_rates(schedule, highest, steps, warmup=0.0):
 class ReduceOnPlateau:
     """Divides the learning rate by 10 when the validation loss has not fallen by 0.01 % for more than `patience` epochs.
 
-    As torch.optim.lr_scheduler.ReduceLROnPlateau with its defaults, but for the patience, which is 10 there.
+    As torch.optim.lr_scheduler.ReduceLROnPlateau with its defaults, but for the patience, which is 10 there, and without its
+    end, below which it changes a rate no more (by less than 1e-8).
     """
 
     def __init__(self, patience=3):

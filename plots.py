@@ -439,10 +439,8 @@ def speed(found, names):
 
 
 def cnn_speed(found, names):
-    """What benchmark.py cnn found: images/s beside the usual loop, where the time goes, and the race, if there was one."""
-    race = found.get("race")
-    title = f"CNN: speed of training with {found['threads']} threads, {found['precision']}"
-    fig, axes = figure(title, 14 if race else 10, 4.2, ncols=3 if race else 2)
+    """What `benchmark.py cnn` found: images/s beside the usual loop, and where the time goes."""
+    fig, axes = figure(f"CNN: speed of training with {found['threads']} threads, {found['precision']}", 10, 4.2, ncols=2)
     ax = axes[0, 0]
     rates = {names[name]: found["images"] / np.median(seconds) for name, seconds in found["seconds"].items()}
     ax.barh(range(len(rates)), list(rates.values()), color=[TRAIN, GREY], height=0.5)
@@ -463,14 +461,18 @@ def cnn_speed(found, names):
     ax.set(xlabel="% of the training's time", xlim=(0, 100))
     ax.set_title(f"our default {found['default_network']}", fontsize=10)
     ax.invert_yaxis()
-    if race:
-        ax = axes[0, 2]
-        for (name, rows), colour in zip(race["rows"].items(), (TRAIN, GREY), strict=True):
-            seconds, accuracies = np.array(rows).T
-            ax.plot(seconds / 60, 100 * accuracies, "o-", color=colour, markersize=3, label=names[name])
-        ax.axhline(100 * race["accuracy"], color="black", linestyle="--", linewidth=0.8)
-        ax.set(xlabel="minutes", ylabel="validation accuracy (%)", ylim=(100 * race["accuracy"] - 4, None))
-        ax.set_title("our defaults and a tutorial's CNN", fontsize=10)
-        ax.legend(frameon=False, fontsize=8, loc="lower right")
-        ax.grid(alpha=0.25)
+    return fig
+
+
+def race(found, names):
+    """What `benchmark.py race` found: validation accuracy by time, of our defaults and of a tutorial's CNN."""
+    fig, axes = figure("our default CNN and a tutorial's: validation accuracy by time", 8, 4.2)
+    ax = axes[0, 0]
+    for (name, rows), colour in zip(found["rows"].items(), (TRAIN, GREY), strict=True):
+        seconds, accuracies = np.array(rows).T
+        ax.plot(seconds / 60, 100 * accuracies, "o-", color=colour, markersize=3, label=names[name])
+    ax.axhline(100 * found["accuracy"], color="black", linestyle="--", linewidth=0.8, label="the tutorial's best")
+    ax.set(xlabel="minutes", ylabel="validation accuracy (%)", ylim=(100 * found["accuracy"] - 4, None))
+    ax.legend(frameon=False, fontsize=8, loc="lower right")
+    ax.grid(alpha=0.25)
     return fig

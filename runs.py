@@ -56,9 +56,11 @@ def command(main):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
         memory = isinstance(mistake, MemoryError) or type(mistake).__name__ == "OutOfMemoryError"  # PyTorch's, of a GPU
+        memory = memory or "DefaultCPUAllocator: can't allocate memory" in str(mistake)  # PyTorch's, a RuntimeError
         if not (hasattr(mistake, "exit_code") or isinstance(mistake, OSError) or memory):
             raise
-        print(f"{Path(sys.argv[0]).name}: {str(mistake) or 'not enough memory'}", file=sys.stderr)
+        message = str(mistake).strip().splitlines() or ["not enough memory"]
+        print(f"{Path(sys.argv[0]).name}: {message[0]}", file=sys.stderr)
         sys.exit(getattr(mistake, "exit_code", 1))
 
 
@@ -90,7 +92,7 @@ def new_folder(script, settings):
             aside = path.with_name(f"{path.name}.before_{now}")
             path.rename(aside)
             print(f"an earlier run was here; it is now in {aside}")
-        path.mkdir(parents=True, exist_ok=True)
+        path.mkdir(parents=True, exist_ok=bool(settings["output_dir"]))
         with whole(path / "settings.json") as part:
             part.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8", newline="\n")
     except OSError as error:
@@ -209,7 +211,8 @@ def over_seeds(script, run, s, check=lambda s: None):
             begun = str(path) if (path / "settings.json").exists() else ""
             run(SimpleNamespace(**vars(s) | {"seed": seed, "seeds": 1, "output_dir": str(path), "resume": begun}))
         every.append(json.loads((path / "metrics.json").read_text(encoding="utf-8")))
-    first = {name: value for name, value in every[0].items()
+    first = {name: value for name, value in every[0].items() if all(name in one for one in every)}  # not always the seconds
+    first = {name: value for name, value in first.items()
              if isinstance(value, float) or all(one[name] == value for one in every)}  # fmt: skip
     memory = {"peak_memory_mib": max(one["peak_memory_mib"] for one in every)} if first.pop("peak_memory_mib", 0) else {}
     results = [name for name, value in first.items() if isinstance(value, float)]  # sizes are whole numbers

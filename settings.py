@@ -8,8 +8,9 @@ help is the comment, and what the comment ends in is what it may be:
     ``in (0, inf)``         a number in that interval (round brackets leave the end out); of a tuple, every element
     ``$FASHION_MNIST_DIR``  anywhere in the comment: this environment variable, where it is set, is the default
 
-A comment may go on in the lines below it. A boolean becomes ``--quick`` and ``--no-quick``; a tuple takes several
-values (``--hidden 256 128`` or ``--hidden 256,128``), and none at all is the empty tuple.
+A comment may go on in the lines below it. A boolean becomes ``--quick`` and ``--no-quick``; a tuple or list takes several
+values (``--hidden 256 128`` or ``--hidden 256,128``), and none at all is the empty tuple. A whole number in an interval with
+a round bracket at a finite end, ``DROPOUT = 0`` with ``in [0, 1)``, is a decimal one.
 """
 
 import argparse
@@ -56,12 +57,22 @@ def constants(*modules):
             variable = re.search(r"\$(\w+)", comment)
             from_environment = variable and os.environ.get(variable.group(1))
             default = variable.group() if from_environment else getattr(module, name)
+            default = tuple(default) if isinstance(default, list) else default
+            if type(default) is int and (interval := INTERVAL.search(comment)) and decimal(*interval.groups()):
+                default = float(default)
             table.setdefault(name, (comment.strip(), default, module))
     return table
 
 
+def decimal(opening, low, high, closing):
+    """Whether an interval is one of decimal numbers: whole ones need no end that is left out."""
+    return (opening == "(" and low != "-inf") or (closing == ")" and high != "inf")
+
+
 def convert(value, kind):
     """`value`, a string from the command line or already of the right type, as `kind`. Raises ValueError."""
+    if kind is int and isinstance(value, float) and value.is_integer():  # 0.0, say, for a constant edited to 0
+        value = int(value)
     number = {int: numbers.Integral, float: numbers.Real}.get(kind)  # NumPy's numbers are welcome, too
     if number and (isinstance(value, str) or (isinstance(value, number) and not isinstance(value, bool))):
         return kind(value)

@@ -1,5 +1,7 @@
 """The gradient check passes as the network stands, and turns red for every fault planted in it."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -34,7 +36,7 @@ def test_the_script_passes_and_covers_every_part(capsys):
     printed = capsys.readouterr().out
     assert "all below 1e-07" in printed
     for name in (*layers.ACTIVATIONS, *layers.NORMS, *layers.LOSSES, "L1", "L2"):
-        assert f"{name} " in printed
+        assert re.search(rf"(^|\s){name}\s", printed, re.MULTILINE), name
 
 
 def fault(original, change):
@@ -68,7 +70,7 @@ FAULTS = {
     "leaky ReLU without its slope": (layers.LeakyReLU, lambda self, original, dout, **_: dout),
     "tanh's derivative is 1 - y": (layers.Tanh, lambda self, original, dout, **_: dout * (1 - self.y)),
     "sigmoid's derivative is y": (layers.Sigmoid, lambda self, original, dout, **_: dout * self.y),
-    "GELU by its tanh approximation's slope": (layers.GELU, lambda self, original, dout, **_: dout * self.P),
+    "GELU without its density's part": (layers.GELU, lambda self, original, dout, **_: dout * self.P),
     "dropout that lets everything back": (layers.Dropout, lambda self, original, dout, **_: dout),
     "W's gradient twice": (layers.Linear, twice_dW),
     "b's gradient forgotten": (layers.Linear, no_db),
@@ -86,6 +88,15 @@ FAULTS = {
 def test_a_planted_fault_turns_it_red(name, monkeypatch):
     layer, change = FAULTS[name]
     monkeypatch.setattr(layer, "backward", fault(layer.backward, change))
+    assert not worst() < 1e-7
+
+
+def test_a_weight_that_is_not_transposed_turns_it_red(monkeypatch):
+    monkeypatch.setattr(check_gradients, "SIZES", (4, 4, 4, 4))  # else its shape would not fit
+    assert worst() < 1e-7
+    right = layers.Linear.backward
+    wrong = fault(right, lambda self, original, dout, **_: (original(self, dout), dout @ self.params["W"])[1])
+    monkeypatch.setattr(layers.Linear, "backward", wrong)
     assert not worst() < 1e-7
 
 

@@ -57,7 +57,7 @@ def test_the_networks_of_the_reference_projects():
     weights = [9 * 32, 9 * 32 * 64, 9 * 64 * 128, 9 * 128 * 256, 9 * 256 * 512]
     work = weights[0] * 784 + weights[1] * 196 + sum(weights[2:]) * 49 + 4608 * 10
     assert five(*R0, pool_after=(1, 2, 5), batch_norm=False) == (sum(weights) + sum(R0) + 4608 * 10 + 10, work)
-    # R1: the same widths, batch norm, pools after 1 to 4, global average pooling, 5 x 5 kernels first
+    # R1 as a variant: the same widths, batch norm, pools after 1 to 4, average pooling, 5 x 5 kernels first
     k = [25 * 32, 25 * 32 * 64, *weights[2:]]
     work = k[0] * 784 + k[1] * 196 + k[2] * 49 + k[3] * 9 + k[4] * 1 + 512 * 10
     expected = sum(k) + 2 * sum(R0) + 512 * 10 + 10, work
@@ -102,10 +102,11 @@ def test_initialisation(init, std):
 
 
 def test_learning_rates_of_each_schedule():
-    for schedule, half_way in (("triangle", 0.5), ("cosine", 0.5), ("constant", 1.0)):
+    quarter = (1 + 0.5**0.5) / 2  # the cosine of 45 degrees, from 0 to 1
+    for schedule, fall in (("triangle", (0.75, 0.5, 0)), ("cosine", (quarter, 0.5, 0)), ("constant", (1, 1, 1))):
         s = settings.load(cnn, schedule=schedule, warmup=0.2, learning_rate=0.4)
-        found = [cnn.rate_at(done, s) / 0.4 for done in (0, 0.1, 0.2, 0.6)]
-        assert found == pytest.approx([0.05, 0.525, 1, half_way])
+        found = [cnn.rate_at(done, s) / 0.4 for done in (0, 0.1, 0.2, 0.4, 0.6, 1)]
+        assert found == pytest.approx([0.05, 0.525, 1, *fall])
 
 
 def test_erased_squares():
@@ -132,6 +133,23 @@ def test_grad_cam_by_hand():
     assert found.max() > 0
 
 
+@pytest.mark.parametrize("features", [np.full((200, 8), 0.5, np.float32), np.eye(200, 1, dtype=np.float32)])
+def test_features_without_two_dimensions_have_no_picture(features):
+    """As of a network whose neurons have died, which t-SNE would crash on."""
+    assert insights.planes(features) == {}
+
+
+def test_features_that_fit_no_longer_are_not_overwritten(digits, tmp_path, capsys):
+    path, own = tmp_path / "features.npz", tmp_path / "own.npz"
+    cnn.cached_features(path, small(seed=1), digits)
+    before = path.read_bytes()
+    cnn.cached_features(path, small(seed=2), digits, own)
+    assert path.read_bytes() == before
+    assert own.exists()
+    cnn.cached_features(path, small(seed=1), digits, own)
+    assert f"features are taken from {path}" in capsys.readouterr().out
+
+
 def test_the_last_stages_maps_are_the_features():
     model = small().eval()
     X = torch.rand(3, 1, 28, 28)
@@ -145,7 +163,7 @@ def test_two_processes_take_the_steps_of_one(tmp_path):
     flags = ("--dataset", "digits", "--epochs", 2, "--batch-size", 50, "--channels", 4, 6, "--pool-after", 1, 2,
              "--no-batch-norm", "--no-flip", "--shift", 0, "--learning-rate", 0.02, "--precision", "float32")  # fmt: skip
     script, *_ = command("cnn_feature_extraction")[1:]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29581", script]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script]
     for name, start in (("one", [sys.executable, script]), ("two", torchrun)):
         done = subprocess.run([*start, *map(str, flags), "--output-dir", name], cwd=tmp_path, env=environment(), text=True,
                               capture_output=True, check=False)  # fmt: skip
@@ -339,7 +357,10 @@ def test_precision_and_device():
     model, cpu = small(), torch.device("cpu")
     assert cnn.pick_precision("bfloat16", model, cpu) is torch.bfloat16
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    assert cnn.pick_precision("auto", model, cpu) in (torch.float32, torch.bfloat16)
+    chosen = cnn.pick_precision("auto", model, cpu)
+    capabilities = torch.cpu.get_capabilities()
+    if not any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "avx10_1", "bf16")):
+        assert chosen is torch.float32  # never emulated
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert cnn.pick_device("cpu") == cpu
 

@@ -282,11 +282,18 @@ def test_heads_that_cannot_be_taken(hybrid, run_script, tmp_path):
     folder, _ = hybrid
     head = ("--head", folder / "head.safetensors")
     assert "add --training joint" in one_line(run_script("hybrid_train", *TINY, *head), 2)
-    line = one_line(run_script("hybrid_train", *TINY, "--training", "joint", *head, "--channels", 8, 9), 1)
-    assert "is a head for 784 features and 10 classes" in line
-    line = one_line(run_script("hybrid_train", *TINY, "--training", "joint", *head, "--split-seed", 5), 1)
+    assert "add --backbone" in one_line(run_script("hybrid_train", *TINY, "--training", "joint", *head), 2)
+    head += ("--training", "joint", "--backbone", folder / "backbone.safetensors")
+    line = one_line(run_script("hybrid_train", *TINY, *head, "--split-seed", 5), 1)
     assert "was trained with --split-seed 0: with 5, images that it has learnt from" in line
-    line = one_line(run_script("hybrid_train", *TINY, "--training", "joint", *head, "--output-dir", folder), 2)
-    assert "is the head's own folder; name another" in line
+    line = one_line(run_script("hybrid_train", *TINY, *head, "--output-dir", folder), 2)
+    assert "is the backbone's own folder; name another" in line
+    images, s = data.load("digits", quick=True), settings.load(hybrid_train, cnn, data, runs, head=str(head[1]))
+    s.channels, s.pool_after = (8, 9), (1, 2)
+    with pytest.raises(runs.RunError, match="is a head for 784 features and 10 classes"):
+        hybrid_train.build_head(images, s)
+    s.channels = (8, 16)
+    assert hybrid_train.build_head(images, s).network.built["sizes"] == [784, 32, 10]
+    assert s.head_hidden == (32,)  # for settings.json, by which a resumed run is built
     with pytest.raises(runs.RunError, match="not the hybrid"):
         hybrid_train.restore(folder / "head.safetensors")

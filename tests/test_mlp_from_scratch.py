@@ -222,8 +222,18 @@ def test_decoupled_weight_decay_is_adamw_on_the_weights(digits):
 def test_the_average_is_what_is_validated_and_left(digits):
     X, y = digits.train.X[:200].reshape(-1, 784), digits.train.y[:200]
     model = mlp.MLP((784, 8, 10), np.random.default_rng(0), norm="batch")
-    training = training_of(model, 200, epochs=3, batch_size=50, average=0.9)
+    training, expected, last = training_of(model, 200, epochs=3, batch_size=50, average=0.9), None, None
+    update, expected = training.average.update, model.params.astype(np.float64)
+
+    def watched():
+        nonlocal expected, last
+        update()
+        kept = min(0.9, (1 + training.average.t) / (10 + training.average.t))
+        expected, last = kept * expected + (1 - kept) * model.params, model.params.copy()
+
+    training.average.update = watched
     training.run(X, y, X, y, lambda row: None)
+    assert relative(model.params, expected) < 1e-5 < relative(last, expected)
     assert training.history["val_loss"][-1] == layers.softmax_cross_entropy(model.logits(X), y)[0]
 
 

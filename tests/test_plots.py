@@ -142,12 +142,16 @@ def test_heads_draw_every_seed_and_name_the_means():
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["one", "nearest"]
 
 
-def test_the_cnns_speed_with_and_without_a_race():
+def test_the_cnns_speed():
     found = {"threads": 2, "precision": "float32", "images": 100, "network": "32-64", "default_network": "8-9",
              "seconds": {"ours": [1.0, 3.0, 2.0], "tutorial": [4.0, 5.0, 6.0]}, "faster": {"tutorial": 2.5},
              "shares": {"convolutions": 0.6, "layers": 0.9, "outside": 0.1}}  # fmt: skip
     names = {"ours": "ours", "tutorial": "usual"}
     assert texts(plots.cnn_speed(found, names)) == ["50", "20", "60.0%", "30.0%", "10.0%"]
+
+
+def test_the_race():
     race = {"rows": {"ours": [(60, 0.9), (120, 0.93)], "tutorial": [(100, 0.91), (200, 0.92)]}, "accuracy": 0.92}
-    figure = plots.cnn_speed(found | {"race": race}, names)
-    assert [line.get_xdata().tolist() for line in figure.axes[2].lines[:2]] == [[1, 2], [100 / 60, 200 / 60]]
+    ours, theirs, best = plots.race(race, {"ours": "ours", "tutorial": "usual"}).axes[0].lines
+    assert [line.get_xdata().tolist() for line in (ours, theirs)] == [[1, 2], [100 / 60, 200 / 60]]
+    assert best.get_ydata()[0] == pytest.approx(92)

@@ -57,21 +57,37 @@ def test_the_figures_beside_other_projects(row):
     assert command == metrics["command"]
 
 
-def test_the_speeds_are_those_of_the_file():
-    found = json.loads((ROOT / "results/benchmark/mlp.json").read_text())
-    for side, name in benchmark.NAMES.items():
-        if side in found["ratios"]:
-            assert f"| {name} | {found['ratios'][side]:.2f} | {found['goals'][side]:.2f} |" in README
+def benchmarks(part):
+    """Those of the two machines, in the order of the README's columns."""
+    folders = (ROOT / "results" / name for name in ("benchmark", "benchmark_xeon"))
+    return [json.loads((folder / f"{part}.json").read_text()) for folder in folders]
+
+
+def test_the_speeds_are_those_of_the_files():
+    amd, intel = benchmarks("mlp")
+    assert ("AMD" in amd["machine"]["processor"], "Intel" in intel["machine"]["processor"]) == (True, True)
+    for side, goal in amd["goals"].items():
+        both = f"{amd['ratios'][side]:.2f} | {intel['ratios'][side]:.2f}"
+        assert f"| {benchmark.NAMES[side]} | {both} | {goal:.2f} |" in README
+    for side in ("ours", "torch_fused"):
+        alone = amd["alone"][side]
+        assert re.search(rf"takes {alone['mebibytes']:.0f} MiB\b.*?{alone['seconds']:.1f} s", README, re.DOTALL)
+    assert f"faster one: {amd['tables']['hidden']['784-1024-1024-10']['against_torch_fused']:.2f}." in README
 
 
 def test_the_speeds_of_the_cnn_and_the_hybrid_are_those_of_the_files():
-    cnn, hybrid = (json.loads((ROOT / f"results/benchmark/{part}.json").read_text()) for part in ("cnn", "hybrid"))
-    assert all(f"`{found['command']}`" in README for found in (cnn, hybrid))
-    assert f"ours / the usual loop | {cnn['faster']['tutorial']:.2f} | {cnn['goals']['tutorial']:.1f} at least |" in README
-    assert f"outside the convolutions' own passes | {100 * (1 - cnn['shares']['convolutions']):.1f} % |" in README
-    assert f"averaging of the weights | {100 * cnn['shares']['outside']:.1f} % |" in README
-    assert f"a step of joint training | {100 * (hybrid['ratios']['twin'] - 1):+.1f} % |" in README
-    assert ("ours / theirs | " + f"{cnn['race']['ratio']:.2f} |" in README) if "race" in cnn else "best of 20" not in README
+    cnns, hybrids = benchmarks("cnn"), benchmarks("hybrid")
+    assert all(f"`{found['command']}`" in README for found in cnns + hybrids)
+    assert [found["precision"] for found in cnns] == [found["precision"] for found in hybrids] == ["bfloat16", "float32"]
+    rows = {
+        "ours / the usual loop": [f"{found['faster']['tutorial']:.2f}" for found in cnns],
+        "outside the convolutions' own passes": [f"{100 * (1 - found['shares']['convolutions']):.1f} %" for found in cnns],
+        "averaging of the weights": [f"{100 * found['shares']['outside']:.1f} %" for found in cnns],
+        "a step of joint training": [f"{100 * (found['ratios']['twin'] - 1):+.1f} %" for found in hybrids],
+        "ours by default / theirs": [f"{cnns[0]['race']['ratio']:.2f}", "-"],
+    }
+    for what, cells in rows.items():
+        assert f"{what} | {' | '.join(cells)} |" in README
 
 
 def test_the_studys_table_is_that_of_its_file():
@@ -92,7 +108,7 @@ def test_the_studys_table_is_that_of_its_file():
 
 
 def test_the_seconds_are_those_of_the_files():
-    found = [int(number) for number in re.findall(r"(\d+) s for", README)]
+    found = [int(number) for number in re.findall(r"(\d+) s\s+for", README)]
     assert found == [round(results(script)["seconds"]) for script in SCRIPTS]
 
 
@@ -129,10 +145,9 @@ def test_the_hybrids_cnns_are_told_beside_them():
     assert f"{default} on the test images by default, and {best} by the best recipe" in " ".join(README.split())
 
 
-def test_the_hybrids_cnn_is_the_one_of_the_row_above():
-    hybrid, alone = results("hybrid_train")["by_seed"], results("cnn_feature_extraction")
-    of_seed_0 = hybrid["cnn_val_accuracy"][0], hybrid["cnn_test_accuracy"][0]
-    assert of_seed_0 == (alone["val_accuracy"], alone["test_accuracy"])
+def test_the_hybrids_cnns_are_those_of_the_rows_above():
+    hybrid, alone = results("hybrid_train")["by_seed"], results("cnn_feature_extraction")["by_seed"]
+    assert all(hybrid[f"cnn_{name}"] == alone[name] for name in ("val_accuracy", "test_accuracy"))
 
 
 def test_the_other_projects_cnns_have_the_parameters_that_are_told():

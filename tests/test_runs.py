@@ -51,6 +51,7 @@ def test_the_folder_that_one_is_in_is_not_moved_aside(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("mistake", "code", "said"), [
     (runs.Diverged("the loss"), 1, "the loss"), (OSError(28, "No space left on device"), 1, "No space left"),
     (MemoryError(), 1, "not enough memory"), (torch.cuda.OutOfMemoryError("CUDA out of memory"), 1, "CUDA out of memory"),
+    (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you\ntried"), 1, "can't allocate memory"),
     (KeyboardInterrupt(": kept in x"), 130, "interrupted: kept in x"),
 ])  # fmt: skip
 def test_a_mistake_is_one_line_and_an_exit_code(mistake, code, said, capsys):
@@ -107,6 +108,23 @@ def test_the_seconds_of_a_run_that_was_taken_up(tmp_path):
         found.append(run.finish({"model": (0.7, 0.6)}, dataset="digits").get("seconds"))
     assert found[0] is None  # nobody knows
     assert found[1] == pytest.approx(2 * ROW["seconds"], abs=1)
+
+
+def test_seeds_of_which_one_cannot_tell_its_seconds(tmp_path):
+    """As where one was stopped and taken up, and only some have a history of seconds."""
+    s = SimpleNamespace(seed=3, seeds=3, output_dir=str(tmp_path / "out"), resume="", epochs=1)
+
+    def run(s):
+        with runs.Run("test", s) as run:
+            seconds = {} if s.seed == 4 else {"took": 1.5}
+            found = {"val_accuracy": 0.7, "test_accuracy": s.seed / 10} | seconds
+            return run.finish({"model": (0.7, 0.6)}, dataset="digits", **found)
+
+    metrics = runs.over_seeds("test", run, s)
+    assert metrics["by_seed"]["test_accuracy"] == [0.3, 0.4, 0.5]
+    assert (metrics["test_accuracy"], metrics["test_accuracy_std"]) == pytest.approx((0.4, 0.1))
+    assert "took" not in metrics
+    assert json.loads((tmp_path / "out/metrics.json").read_text())["seeds"] == [3, 4, 5]
 
 
 def test_weights_come_back_as_they_were(tmp_path):

@@ -51,6 +51,26 @@ def test_every_type_is_read(example):
     assert settings.load(example, widths=[9], rate=0.25).widths == (9,)
 
 
+def test_constants_as_one_edits_them(example):
+    example.RATE, example.WIDTHS = 1, [5, 6]
+    with pytest.raises(settings.SettingError, match="must be in"):  # 1 is out of (0, 1), but a number like any other
+        settings.load(example)
+    assert settings.load(example, rate=0.25).rate == 0.25
+    assert settings.load(example, rate=0.25).widths == (5, 6)
+    assert settings.parse(example, argv=["--rate", "0.5", "--widths", "7"]).widths == (7,)
+    assert settings.load(example, epochs=3.0, rate=0.5).epochs == 3
+    with pytest.raises(settings.SettingError, match="not a whole number"):
+        settings.load(example, epochs=2.5, rate=0.5)
+
+
+def test_a_constant_edited_to_0_does_not_break_those_that_take_the_network_over(monkeypatch):
+    for name in ("DROPOUT", "WEIGHT_DECAY", "AVERAGE", "L2"):
+        monkeypatch.setattr(mlp_from_scratch, name, 0)
+    own = settings.load(mlp_from_scratch, **mlp_from_scratch.PLAIN)
+    assert (own.dropout, own.weight_decay, own.average, own.l2) == (0, 0, 0, 0)
+    assert settings.parse(mlp_from_scratch, argv=["--dropout", "0.5"]).dropout == 0.5
+
+
 @pytest.mark.parametrize(("line", "said"), [
     ("--epochs 0", "--epochs 0: must be in [1, inf)"),
     ("--epochs -3", "--epochs -3: must be in [1, inf)"),
