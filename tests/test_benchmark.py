@@ -10,6 +10,7 @@ from torch import nn
 
 import benchmark
 import cnn_feature_extraction as cnn
+import data
 import settings
 
 RNG = np.random.default_rng(5)
@@ -91,7 +92,7 @@ def test_the_profile_tells_convolutions_from_other_layers():
 
 
 def test_every_pass_of_the_default_network_has_a_name_in_the_profile():
-    s = settings.load(cnn, batch_size=16)
+    s = settings.load(cnn, batch_size=16, precision="float32")
     training, epoch = benchmark.ours_cnn(torch.rand(32, 1, 28, 28), torch.arange(32) % 10, s)
     kinds = {type(module) for module in training.model.modules() if not list(module.children())}
     assert kinds == {nn.Conv2d, nn.MaxPool2d, nn.BatchNorm2d, nn.ReLU, nn.Flatten, nn.Linear}  # as in benchmark.PASSES
@@ -115,12 +116,20 @@ def test_the_cnn_and_the_hybrid(run_script, real_folder, tmp_path):
     assert (tmp_path / "out/cnn.png").exists()
 
 
-def test_the_race(run_script, tmp_path):
-    done = run_script("benchmark", "race", "--dataset", "digits", "--output-dir", "out")
-    assert (done.returncode, done.stderr) == (0, "")
-    found = json.loads((tmp_path / "out/race.json").read_text())
-    assert len(found["rows"]["tutorial"]) == 20
-    assert found["accuracy"] == max(right for _, right in found["rows"]["tutorial"])
-    for name, first in found["seconds"].items():
-        assert first == next((seconds for seconds, right in found["rows"][name] if right >= found["accuracy"]), None)
-    assert (tmp_path / "out/race.png").exists()
+@pytest.mark.parametrize("best", [0.2, 1.1])
+def test_the_race(best, monkeypatch):
+    """Ours, small and on the digits, beside a tutorial whose accuracies are known: within reach, and out of it."""
+    monkeypatch.setattr(cnn, "CHANNELS", (4, 4, 4, 4, 4))
+    monkeypatch.setattr(cnn, "EPOCHS", 4)
+    told = iter([0.1] * 6 + [best] + [0.15] * 13)
+    monkeypatch.setattr(benchmark, "tutorial_cnn", lambda *images: (lambda: None, lambda: next(told)))
+    found = benchmark.race(settings.load(benchmark, data, dataset="digits"))
+    assert [len(rows) for rows in found["rows"].values()] == [4, 20]
+    assert found["accuracy"] == best
+    assert found["seconds"]["tutorial"] == found["rows"]["tutorial"][6][0] > found["rows"]["tutorial"][5][0]
+    if best > 1:
+        assert found["seconds"]["ours"] is found["ratio"] is None
+    else:
+        first = next(seconds for seconds, right in found["rows"]["ours"] if right >= best)
+        assert found["seconds"]["ours"] == first
+        assert found["ratio"] == pytest.approx(first / found["seconds"]["tutorial"])

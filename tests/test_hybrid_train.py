@@ -293,7 +293,7 @@ def test_heads_that_cannot_be_taken(hybrid, run_script, tmp_path):
     with pytest.raises(runs.RunError, match="is a head for 784 features and 10 classes"):
         hybrid_train.build_head(images, s)
     s.channels = (8, 16)
-    assert hybrid_train.build_head(images, s).network.built["sizes"] == [784, 32, 10]
+    assert hybrid_train.build_head(images, s).network.built["sizes"] == (784, 32, 10)
     assert s.head_hidden == (32,)  # for settings.json, by which a resumed run is built
     with pytest.raises(runs.RunError, match="not the hybrid"):
         hybrid_train.restore(folder / "head.safetensors")
