@@ -67,7 +67,7 @@ FLIP_AVERAGE = True  # with FLIP, also tell the accuracies by the mean of the lo
 AVERAGE = 0.995  # decay of the running average of the weights, which is what is evaluated and saved, in [0, 1)
 DEVICE = "auto"  # where to train; auto takes the first that is there: {auto, cuda, mps, cpu}
 PRECISION = "auto"  # of the training's convolutions; auto takes what is faster here: {auto, float32, bfloat16}
-COMPILE = False  # let torch.compile put layers together, which needs a C++ compiler; whether it pays was not measured here
+COMPILE = False  # let torch.compile put layers together, which needs a C++ compiler; on two CPU cores it did not pay
 RESUME = ""  # the folder of a run that was stopped, to take it up again with its own settings; on a CPU, with as many
              # threads, bit for bit
 SEED = 0  # of the initial weights, the order of the batches and the augmentation, in [0, inf)
