@@ -186,10 +186,10 @@ def pixels(s):
 
 def mlp(s):
     """The NumPy MLP. Returns what goes into mlp.json."""
-    X, y, name = pixels(s)
+    X, y, dataset = pixels(s)
     training, prediction = compare(X, y, SIDES, s.rounds)
     found = ratios(training)
-    print(f"{name}: 784-256-128-10, batch {BATCH_SIZE}, {len(X):,} images, {s.threads} threads, {s.rounds} rounds\n")
+    print(f"{dataset}: 784-256-128-10, batch {BATCH_SIZE}, {len(X):,} images, {s.threads} threads, {s.rounds} rounds\n")
     print(f"{'':<40}{'s per epoch':>12}{'ours / theirs':>15}{'wanted':>9}{'images/s predicted':>20}")
     for name, seconds in training.items():
         ratio = f"{found[name]:15.2f}{GOALS[name]:9.2f}" if name in found else " " * 24
@@ -217,9 +217,9 @@ def mlp(s):
         memory = f"{one['mebibytes']:8.0f} MiB" if one["mebibytes"] else f"{'?':>12}"
         print(f"{NAMES[name]:<40}{memory}{one['seconds']:34.1f} s")
     throughput = {name: len(X) / median(seconds) for name, seconds in prediction.items()}
-    return {"network": "784-256-128-10", "dataset": name, "batch_size": BATCH_SIZE, "images": len(X), "threads": s.threads,
-            "seconds_per_epoch": training, "ratios": found, "goals": GOALS, "images_per_second_predicted": throughput,
-            "tables": tables, "alone": single}  # fmt: skip
+    return {"network": "784-256-128-10", "dataset": dataset, "batch_size": BATCH_SIZE, "images": len(X),
+            "threads": s.threads, "seconds_per_epoch": training, "ratios": found, "goals": GOALS,
+            "images_per_second_predicted": throughput, "tables": tables, "alone": single}  # fmt: skip
 
 
 # ---- the CNN and the hybrid
@@ -305,11 +305,11 @@ def tutorial_cnn(X, y, X_val, y_val):
 
 
 # The events by which PyTorch's profiler tells a layer's forward and backward passes, none of them inside another one
+CONVOLUTIONS = ("aten::convolution", "ConvolutionBackward0")
 PASSES = {
-    "convolutions": ("aten::convolution", "ConvolutionBackward0"),
-    "layers": ("aten::convolution", "ConvolutionBackward0", "aten::max_pool2d", "MaxPool2DWithIndicesBackward0",
-               "aten::batch_norm", "NativeBatchNormBackward0", "aten::relu", "ReluBackward0", "aten::addmm",
-               "AddmmBackward0"),
+    "convolutions": CONVOLUTIONS,
+    "layers": (*CONVOLUTIONS, "aten::max_pool2d", "MaxPool2DWithIndicesBackward0", "aten::batch_norm",
+               "NativeBatchNormBackward0", "aten::relu", "ReluBackward0", "aten::addmm", "AddmmBackward0"),
 }  # fmt: skip
 
 

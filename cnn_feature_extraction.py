@@ -430,7 +430,8 @@ def train(images, s, run, history="history.csv", start=None, head=None):
     run.keep(training, split)  # before the first epoch: the precision that auto has come to stays
     trained_on = {"device": device.type, "precision": training.about()["precision"]}  # what auto has come to
     print(stage_table(model))
-    print(f"{model.name}: {model.size:,} parameters, on {trained_on['device']} in {trained_on['precision']}")
+    size = sum(p.numel() for p in model.parameters())  # in joint training without those of the MLP
+    print(f"{model.name}: {size:,} parameters, on {trained_on['device']} in {trained_on['precision']}")
     tensors = [torch.from_numpy(a).to(device) for part in (images.train, images.val) for a in (part.X[:, None], part.y)]
     try:
         training.run(*tensors, lambda row: run.log(row, history), lambda: run.keep(training, split))

@@ -211,9 +211,8 @@ def over_seeds(script, run, s, check=lambda s: None):
             begun = str(path) if (path / "settings.json").exists() else ""
             run(SimpleNamespace(**vars(s) | {"seed": seed, "seeds": 1, "output_dir": str(path), "resume": begun}))
         every.append(json.loads((path / "metrics.json").read_text(encoding="utf-8")))
-    first = {name: value for name, value in every[0].items() if all(name in one for one in every)}  # not always the seconds
-    first = {name: value for name, value in first.items()
-             if isinstance(value, float) or all(one[name] == value for one in every)}  # fmt: skip
+    first = {name: value for name, value in every[0].items()  # what all of them have; not always the seconds
+             if all(name in one and (isinstance(value, float) or one[name] == value) for one in every)}  # fmt: skip
     memory = {"peak_memory_mib": max(one["peak_memory_mib"] for one in every)} if first.pop("peak_memory_mib", 0) else {}
     results = [name for name, value in first.items() if isinstance(value, float)]  # sizes are whole numbers
     by_seed = {name: [one[name] for one in every] for name in results}

@@ -58,15 +58,15 @@ def constants(*modules):
             from_environment = variable and os.environ.get(variable.group(1))
             default = variable.group() if from_environment else getattr(module, name)
             default = tuple(default) if isinstance(default, list) else default
-            if type(default) is int and (interval := INTERVAL.search(comment)) and decimal(*interval.groups()):
+            if type(default) is int and (interval := INTERVAL.search(comment)) and decimal(*interval.group(1, 3, 4)):
                 default = float(default)
             table.setdefault(name, (comment.strip(), default, module))
     return table
 
 
-def decimal(opening, low, high, closing):
+def decimal(opening, high, closing):
     """Whether an interval is one of decimal numbers: whole ones need no end that is left out."""
-    return (opening == "(" and low != "-inf") or (closing == ")" and high != "inf")
+    return opening == "(" or (closing == ")" and high != "inf")
 
 
 def convert(value, kind):

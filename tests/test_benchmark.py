@@ -27,6 +27,14 @@ def test_each_side_trains_and_predicts(name):
     assert np.mean(np.asarray(predict()) == y) > max(0.9, before)
 
 
+def test_the_mlps_part_names_its_dataset(monkeypatch, capsys):
+    monkeypatch.setattr(benchmark, "alone", lambda name, s: {"seconds": 1.0, "mebibytes": 2.0})
+    found = benchmark.mlp(settings.load(benchmark, data, dataset="digits", rounds=1, table_rounds=0))
+    assert found["dataset"] == "digits"
+    assert capsys.readouterr().out.startswith("digits: 784-256-128-10")
+    assert set(found["ratios"]) == set(benchmark.GOALS)
+
+
 def test_the_products_alone():
     epoch, predict = benchmark.products(X, y, (32, 16), 50)
     with np.errstate(all="raise"):
@@ -92,14 +100,15 @@ def test_the_profile_tells_convolutions_from_other_layers():
 
 
 def test_every_pass_of_the_default_network_has_a_name_in_the_profile():
-    s = settings.load(cnn, batch_size=16, precision="float32")
+    s = settings.load(cnn, batch_size=16, precision="bfloat16")  # by which some events stand inside others of their name
     training, epoch = benchmark.ours_cnn(torch.rand(32, 1, 28, 28), torch.arange(32) % 10, s)
     kinds = {type(module) for module in training.model.modules() if not list(module.children())}
     assert kinds == {nn.Conv2d, nn.MaxPool2d, nn.BatchNorm2d, nn.ReLU, nn.Flatten, nn.Linear}  # as in benchmark.PASSES
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         epoch()
-    seen = {event.key.split(": ")[-1] for event in profile.key_averages()}
-    assert set(benchmark.PASSES["layers"]) <= seen
+    counts = {event.key.split(": ")[-1]: event.count for event in profile.key_averages()}
+    found = {name: counts[name] // 2 for name in benchmark.PASSES["layers"]}  # in each of two steps
+    assert list(found.values()) == [5, 5, 3, 3, 5, 5, 5, 5, 1, 1]
 
 
 def test_the_cnn_and_the_hybrid(run_script, real_folder, tmp_path):

@@ -222,7 +222,7 @@ def test_decoupled_weight_decay_is_adamw_on_the_weights(digits):
 def test_the_average_is_what_is_validated_and_left(digits):
     X, y = digits.train.X[:200].reshape(-1, 784), digits.train.y[:200]
     model = mlp.MLP((784, 8, 10), np.random.default_rng(0), norm="batch")
-    training, expected, last = training_of(model, 200, epochs=3, batch_size=50, average=0.9), None, None
+    training, last = training_of(model, 200, epochs=3, batch_size=50, average=0.9), None
     update, expected = training.average.update, model.params.astype(np.float64)
 
     def watched():
