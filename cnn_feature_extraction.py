@@ -39,14 +39,14 @@ from backbone import SHAPE, build, layout, sides, stage_table
 # ---- settings: edit here, or override any of them on the command line (--epochs 5) ----
 EPOCHS = 13  # passes over the training set, in [1, inf)
 BATCH_SIZE = 256  # images in each step, in [1, inf)
-CHANNELS = (24, 48, 96, 96, 192)  # output channels of each convolution, in [1, inf)
-KERNEL_SIZES = (3,)  # of each convolution, in pixels; a single one is for all, in [1, 27]
-POOL_AFTER = (1, 2, 4)  # the convolutions, counted from 1, that a 2 x 2 pooling follows, in [1, inf)
+CHANNELS: tuple = (24, 48, 96, 96, 192)  # output channels of each convolution, in [1, inf)
+KERNEL_SIZES: tuple = (3,)  # of each convolution, in pixels; a single one is for all, in [1, 27]
+POOL_AFTER: tuple = (1, 2, 4)  # the convolutions, counted from 1, that a 2 x 2 pooling follows, in [1, inf)
 POOL = "max"  # what the pooling takes of four pixels: {max, average}
 REDUCE = "flatten"  # what is made of the last maps: all of their pixels, or the mean of each map: {flatten, average}
 ACTIVATION = "relu"  # of all layers: {relu, leaky_relu, tanh, gelu, sigmoid}
 DROPOUT = 0.0  # share of what each convolution puts out that a training step leaves out, in [0, 1)
-FC = ()  # neurons of the fully connected layers before the classifier; the last one gives the features; in [1, inf)
+FC: tuple = ()  # neurons of the fully connected layers before the classifier; the last one gives the features; in [1, inf)
 FC_NORM = False  # layer normalisation in each of them
 FC_DROPOUT = 0.0  # share of their neurons that a training step leaves out, in [0, 1)
 INIT = "he"  # how the weights are drawn, but for the classifier's: {he, xavier, random}

@@ -29,8 +29,8 @@ import settings
 # ---- settings: edit here, or override any of them on the command line (--seeds 3) ----
 BACKBONES = ""  # the folder of a run of hybrid_train.py with --seeds, whose CNNs are taken; "" trains them here
 SEEDS = 5  # networks of each kind, with seeds from SEED on, in [2, 1000]
-LOGISTIC_C = (0.0001, 0.001, 0.01)  # inverse regularisation of logistic regression: validation chooses one, in (0, inf)
-NEIGHBOURS = (5, 10, 20, 40)  # that vote in k nearest neighbours: validation chooses how many, in [1, 1000]
+LOGISTIC_C: tuple = (0.0001, 0.001, 0.01)  # logistic regression's inverse penalty: validation chooses one, in (0, inf)
+NEIGHBOURS: tuple = (5, 10, 20, 40)  # that vote in k nearest neighbours: validation chooses how many, in [1, 1000]
 QUICK = False  # a tour of some minutes, on a subset, two seeds; its figures are only a tour's
 # ----
 

@@ -28,7 +28,7 @@ from optimizers import OPTIMIZERS, Average, ReduceOnPlateau, learning_rates
 # ---- settings: edit here, or override any of them on the command line (--epochs 5) ----
 EPOCHS = 40  # passes over the training set, in [1, 10000]
 BATCH_SIZE = 128  # images in each step, in [1, inf)
-HIDDEN = (256, 128)  # neurons in each hidden layer; none at all is softmax regression; in [1, 100000]
+HIDDEN: tuple = (256, 128)  # neurons in each hidden layer; none at all is softmax regression; in [1, 100000]
 ACTIVATION = "relu"  # of the hidden neurons: {relu, leaky_relu, tanh, gelu, sigmoid}
 NORM = "batch"  # normalisation of what enters the activation: {none, batch, layer}
 DROPOUT = 0.05  # share of the hidden neurons that each training step leaves out, in [0, 1)

@@ -8,9 +8,10 @@ help is the comment, and what the comment ends in is what it may be:
     ``in (0, inf)``         a number in that interval (round brackets leave the end out); of a tuple, every element
     ``$FASHION_MNIST_DIR``  anywhere in the comment: this environment variable, where it is set, is the default
 
-A comment may go on in the lines below it. A boolean becomes ``--quick`` and ``--no-quick``; a tuple or list takes several
-values (``--hidden 256 128`` or ``--hidden 256,128``), and none at all is the empty tuple. A whole number in an interval with
-a round bracket at a finite end, ``DROPOUT = 0`` with ``in [0, 1)``, is a decimal one.
+A comment may go on in the lines below it. A boolean becomes ``--quick`` and ``--no-quick``. ``HIDDEN: tuple = (256, 128)``
+takes several values (``--hidden 256 128`` or ``--hidden 256,128``), and none at all is the empty tuple; ``= 256`` there is
+as good as ``= (256,)``. A whole number in an interval with a round bracket at a finite end, ``DROPOUT = 0`` with
+``in [0, 1)``, is a decimal one.
 """
 
 import argparse
@@ -47,9 +48,10 @@ def constants(*modules):
         tokens = tokenize.generate_tokens(iter(source).__next__)
         comments = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
         for statement in ast.parse("".join(source)).body:
-            if not isinstance(statement, ast.Assign) or statement.lineno < first:
+            if not isinstance(statement, (ast.Assign, ast.AnnAssign)) or statement.lineno < first:
                 continue
-            name, number = statement.targets[0].id, statement.end_lineno
+            several = isinstance(statement, ast.AnnAssign)  # NAME: tuple = ...
+            name, number = (statement.target if several else statement.targets[0]).id, statement.end_lineno
             comment = comments.get(number, "")
             while number + 1 < last and source[number].lstrip().startswith("#"):  # source[number] is the line below
                 number += 1
@@ -57,7 +59,8 @@ def constants(*modules):
             variable = re.search(r"\$(\w+)", comment)
             from_environment = variable and os.environ.get(variable.group(1))
             default = variable.group() if from_environment else getattr(module, name)
-            default = tuple(default) if isinstance(default, list) else default
+            if several:
+                default = tuple(default) if isinstance(default, (tuple, list)) else (default,)
             if type(default) is int and (interval := INTERVAL.search(comment)) and decimal(*interval.group(1, 3, 4)):
                 default = float(default)
             table.setdefault(name, (comment.strip(), default, module))

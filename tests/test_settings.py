@@ -17,7 +17,7 @@ BEFORE = 1
 # ---- settings: edit here
 EPOCHS = 20  # passes, in [1, inf)
 RATE = 0.5  # of something # odd, in (0, 1)
-WIDTHS = (8, 4)  # of layers, in [1, inf)
+WIDTHS: tuple = (8, 4)  # of layers, in [1, inf)
 NAME = "adam"  # which
                # one: {adam, sgd}
 FAST = False  # hurry
@@ -59,6 +59,9 @@ def test_constants_as_one_edits_them(example):
     assert settings.load(example, rate=0.25).widths == (5, 6)
     assert settings.parse(example, argv=["--rate", "0.5", "--widths", "7"]).widths == (7,)
     assert settings.load(example, epochs=3.0, rate=0.5).epochs == 3
+    example.WIDTHS = 9  # or (9), its comma forgotten
+    assert settings.load(example, rate=0.5).widths == (9,)
+    assert settings.parse(example, argv=["--rate", "0.5", "--widths", "7", "5"]).widths == (7, 5)
     with pytest.raises(settings.SettingError, match="not a whole number"):
         settings.load(example, epochs=2.5, rate=0.5)
 
