@@ -1,6 +1,7 @@
 """The convolutional network, in PyTorch: what cnn_feature_extraction.py trains, and a table of its stages."""
 
 import copy
+import warnings
 
 import torch
 from torch import nn
@@ -16,6 +17,10 @@ INITS = {  # (weight, standard deviation for random, generator): He et al. 2015,
 }
 SHAPE = ("channels", "kernel_sizes", "pool_after", "pool", "reduce", "batch_norm", "activation", "dropout", "fc", "fc_norm",
          "fc_dropout", "init", "init_scale")  # the settings that make the network what it is  # fmt: skip
+
+
+# of kernels with an even side, whose input PyTorch copies once more for it
+warnings.filterwarnings("ignore", "Using padding='same' with even kernel")
 
 
 class CNN(nn.Module):

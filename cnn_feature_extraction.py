@@ -34,7 +34,7 @@ import insights
 import plots
 import runs
 import settings
-from backbone import SHAPE, build, layout, sides, stage_table
+from backbone import build, layout, sides, stage_table
 
 # ---- settings: edit here, or override any of them on the command line (--epochs 5) ----
 EPOCHS = 13  # passes over the training set, in [1, inf)
@@ -301,7 +301,8 @@ class Training:
                 val_loss, val_accuracy = score(logits, y_val)
                 if not math.isfinite(train_loss + val_loss):
                     what = f"the loss became {train_loss + val_loss:g} in epoch {epoch}, at learning rate {rate:g}"
-                    raise runs.Diverged(f"{what}: lower it")
+                    too = " or --joint-learning-rate" if self.head else ""
+                    raise runs.Diverged(f"{what}: lower --learning-rate{too}")
                 values = epoch, train_loss, train_accuracy, val_loss, val_accuracy, rate, time.perf_counter() - start
                 row = dict(zip(runs.COLUMNS, values, strict=True))
                 for column, value in row.items():
@@ -345,11 +346,10 @@ def with_mirrored(model, images, val, test):
 
 
 def save(path, model, images, s):
-    """Write the network, the settings that shape it and what it was trained on as one safetensors file."""
+    """Write the network, its settings and what it was trained on as one safetensors file."""
     tensors = {name: value.cpu().contiguous().numpy() for name, value in model.state_dict().items()}
-    about = {"model": "cnn", **{name: getattr(s, name) for name in SHAPE}}
+    about = {"model": "cnn", "settings": runs.of_training(vars(s)), "trained_on": model.trained_on}
     about |= {"dataset": images.name, "classes": images.classes, "split_seed": s.split_seed}
-    about["trained_on"] = model.trained_on
     runs.save_weights(path, tensors, about)
 
 
@@ -359,7 +359,7 @@ def restore(path):
     if about.get("model") != "cnn":
         raise runs.RunError(f"{path}: holds a {about.get('model')}, not the CNN")
     with runs.as_written(path):
-        model = build(SimpleNamespace(**about), len(about["classes"]))
+        model = build(SimpleNamespace(**about["settings"]), len(about["classes"]))
         model.load_state_dict({name: torch.from_numpy(value) for name, value in tensors.items()})
         about["dataset"], about["split_seed"]
         model.trained_on = about["trained_on"]
@@ -432,12 +432,12 @@ def train(images, s, run, history="history.csv", start=None, head=None):
     print(stage_table(model))
     size = sum(p.numel() for p in model.parameters())  # in joint training without those of the MLP
     print(f"{model.name}: {size:,} parameters, on {trained_on['device']} in {trained_on['precision']}")
-    tensors = [torch.from_numpy(a).to(device) for part in (images.train, images.val) for a in (part.X[:, None], part.y)]
     try:
+        tensors = [torch.from_numpy(a).to(device) for part in (images.train, images.val) for a in (part.X[:, None], part.y)]
         training.run(*tensors, lambda row: run.log(row, history), lambda: run.keep(training, split))
     except torch.cuda.OutOfMemoryError:
-        smaller = max(1, s.batch_size // 2)
-        message = f"the GPU's memory is too small for --batch-size {s.batch_size}: try --batch-size {smaller}"
+        other = f"--batch-size {s.batch_size // 2}" if s.batch_size > 1 else "--device cpu"
+        message = f"the GPU's memory is too small for --batch-size {s.batch_size}: try {other}"
         raise runs.RunError(message) from None
     model = training.averaged.module
     model.trained_on = trained_on

@@ -26,6 +26,7 @@ import mlp_from_scratch as mlp
 import plots
 import runs
 import settings
+from backbone import SHAPE
 from optimizers import OPTIMIZERS
 
 # ---- settings: edit here, or override any of them on the command line (--head-epochs 5) ----
@@ -165,7 +166,10 @@ def train_head(features, classes, s, run):
     mean, std = data.statistics(features["X_train"])
     standardise(features, mean, std)
     X, y, X_val, y_val = (features[name] for name in ("X_train", "y_train", "X_val", "y_val"))
-    return *mlp.train(X, y, X_val, y_val, len(classes), head_settings(s), run.log), mean, std
+    try:
+        return *mlp.train(X, y, X_val, y_val, len(classes), head_settings(s), run.log), mean, std
+    except runs.Diverged as error:
+        raise runs.Diverged(f"the NumPy MLP: {error}".replace("--learning-rate", "--head-learning-rate")) from None
 
 
 def head_settings(s):
@@ -183,16 +187,27 @@ def check_split(path, about, s):
 
 
 def take_backbone(path, images, s):
-    """The CNN of the weights file `path`, on its device; its shape becomes that of the settings `s`.
+    """The CNN of the weights file `path`, on its device. `s` gets the settings that it was trained with.
 
-    Raises runs.RunError for a file that is damaged, foreign, or was trained for other classes or on another split.
+    In joint training, which goes on with settings of its own, only those that shape the network. Raises runs.RunError for a
+    file that is damaged, foreign, or was trained for other classes or on another split, and settings.SettingError for a flag
+    that says otherwise than the file.
     """
     model, about = cnn.restore(path)
     if tuple(about["classes"]) != tuple(images.classes):
         raise runs.RunError(f"{path}: was trained on {about['dataset']}, and cannot tell the classes of {images.name}")
     check_split(path, about, s)
-    for name in cnn.SHAPE:
-        setattr(s, name, tuple(about[name]) if isinstance(about[name], list) else about[name])
+    defaults = settings.load(cnn)
+    if s.quick:
+        cnn.tour(defaults)
+    of_this_run = {"device", "seed", "seeds", "quick", "resume", "flip_average"}
+    names = set(SHAPE) if s.training == "joint" else vars(defaults).keys() - of_this_run
+    for name in sorted(names & about["settings"].keys()):
+        value = about["settings"][name]
+        value = tuple(value) if isinstance(value, list) else value
+        if getattr(s, name) not in (getattr(defaults, name), value):
+            raise settings.SettingError(f"--{name.replace('_', '-')}: {path} was trained with {value}; leave the flag out")
+        setattr(s, name, value)
     print(f"backbone {path}: {model.name}, trained on {about['dataset']}")
     return model.to(cnn.pick_device(s.device))
 
@@ -284,7 +299,7 @@ def run_jointly(images, s, start):
     """The job where CNN and MLP are one network, learning together. Returns what metrics.json holds."""
     head = build_head(images, s)
     with runs.Run("hybrid_train", s) as run:
-        with beside_torch():
+        with beside_torch(), np.errstate(over="ignore", invalid="ignore"):  # runs.Diverged says it better
             model, history = cnn.train(images, s, run, "history.csv", start, head)
         save(run.path / "hybrid.safetensors", model, about_all(images, s))
         name = f"{model.name} + NumPy MLP {head.network.name}"

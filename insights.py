@@ -1,4 +1,4 @@
-"""Figures of what a CNN has learnt and where it errs: filters, maps, features in a plane, Grad-CAM, doubtful labels."""
+"""Figures of what a CNN has learnt and where it errs: filters, maps, features in a plane, saliency, doubtful labels."""
 
 import numpy as np
 import torch
@@ -8,11 +8,13 @@ import plots
 from backbone import ACTIVATIONS, layout
 
 
-def grad_cam(model, X, labels, least=7):
+def hires_cam(model, X, labels, least=7):
     """Where in the images X (N, 1, 28, 28) the network sees the classes `labels` (N,): (N, 28, 28), 0 or more.
 
-    Gradient-weighted class activation mapping (Selvaraju et al. 2017), at the last convolution whose maps are at least
-    `least` pixels wide: each of its maps counts by the mean gradient of the class's logit in it.
+    HiResCAM (Draelos and Carin 2020, arXiv:2011.08891), at the last convolution whose maps are at least `least` pixels wide:
+    every pixel of its maps counts by its own gradient of the class's logit. Grad-CAM's mean of these over a map (Selvaraju
+    et al. 2017) suits networks that average their maps at the end; this one flattens them, and what speaks for a class in
+    one place speaks against it in another.
     """
     model.eval()
     x, maps, shown = layout((X - model.mean) / model.std), None, tuple(ACTIVATIONS.values())
@@ -21,7 +23,7 @@ def grad_cam(model, X, labels, least=7):
         if isinstance(module, shown) and x.ndim == 4 and (maps is None or x.shape[2] >= least):
             maps = x  # (N, channels, side, side)
     (gradient,) = torch.autograd.grad(model.classifier(x).gather(1, labels[:, None]).sum(), maps)
-    heat = F.relu((gradient.mean(dim=(2, 3), keepdim=True) * maps).sum(dim=1, keepdim=True))
+    heat = F.relu((gradient * maps).sum(dim=1, keepdim=True))
     return F.interpolate(heat, size=X.shape[2:], mode="bilinear")[:, 0].detach()
 
 
@@ -60,7 +62,7 @@ def figures(model, images, features, test_logits, title):
     second = [int(np.flatnonzero(test.y == label)[1]) for label in range(len(classes))]
     few, ten = first[:: max(1, len(classes) // 3)][:3], first + second
     predicted = p_test.argmax(axis=1)
-    heat = grad_cam(model, torch.from_numpy(test.X[ten])[:, None].to(device), torch.from_numpy(predicted[ten]).to(device))
+    heat = hires_cam(model, torch.from_numpy(test.X[ten])[:, None].to(device), torch.from_numpy(predicted[ten]).to(device))
     some = np.arange(min(2_000, len(test.y)))
     flat = planes(features["X_test"][some])
     shown = f"{title}: the features of {len(some):,} test images"
@@ -70,7 +72,7 @@ def figures(model, images, features, test_logits, title):
             test.X[few], stage_maps(model, torch.from_numpy(test.X[few])[:, None].to(device)),
             [classes[label] for label in test.y[few]], title),
         **({"features.png": plots.embeddings(flat, test.y[some], classes, shown)} if flat else {}),
-        "grad_cam.png": plots.saliency(test.X[ten], heat.cpu().numpy(), test.y[ten], predicted[ten], classes, title),
+        "saliency.png": plots.saliency(test.X[ten], heat.cpu().numpy(), test.y[ten], predicted[ten], classes, title),
         "confusable.png": plots.confusable(test.X, test.y, p_test, classes, f"{title}: classes taken for each other"),
         "label_errors.png": plots.mistakes(train.X, train.y, p_train, classes,
                                            f"{title}: training images whose label is most probably wrong"),

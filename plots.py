@@ -323,7 +323,7 @@ def feature_maps(X, maps, names, title, most=16):
         for ax, (stage, values) in zip(row[1:], maps.items(), strict=True):
             chosen = values[i, :most]
             tiles(ax, chosen / max(chosen.max(), 1e-12), 4, cmap="viridis", vmin=0, vmax=1)
-            name = f"{stage}: {len(chosen)} of {values.shape[1]} maps, {values.shape[2]} x {values.shape[3]}"
+            name = f"{stage}, {values.shape[2]} x {values.shape[3]}\n{len(chosen)} of {values.shape[1]} maps"
             ax.set_title(name, fontsize=9)
     return fig
 
@@ -347,7 +347,7 @@ def saliency(X, heat, y, predicted, classes, title):
     """Images X (N, 28, 28) in rows of 10, and under each what speaks for the predicted class, heat (N, 28, 28) >= 0."""
     rows = -(-len(X) // 10)
     fig, axes = figure(title, 13, 3.3 * rows + 0.9, nrows=2 * rows, ncols=10)
-    fig.supxlabel("above: the image and its class;  below: where the predicted class is seen, red most (Grad-CAM)",
+    fig.supxlabel("above: the image and its class;  below: where the predicted class is seen, red most (HiResCAM)",
                   fontsize=9, color=GREY)  # fmt: skip
     for ax in axes.flat:
         ax.axis("off")
@@ -440,9 +440,10 @@ def speed(found, names):
 
 def cnn_speed(found, names):
     """What `benchmark.py cnn` found: images/s beside the usual loop, and where the time goes."""
-    fig, axes = figure(f"CNN: speed of training with {found['threads']} threads, {found['precision']}", 10, 4.2, ncols=2)
-    ax = axes[0, 0]
-    rates = {names[name]: found["images"] / np.median(seconds) for name, seconds in found["seconds"].items()}
+    fig, axes = figure(f"CNN: speed of training with {found['threads']} threads", 10, 4.2, ncols=2)
+    ax, precision = axes[0, 0], {"ours": found["precision"], "tutorial": "float32"}
+    rates = {f"{names[name]}, {precision[name]}": found["images"] / np.median(seconds)
+             for name, seconds in found["seconds"].items()}  # fmt: skip
     ax.barh(range(len(rates)), list(rates.values()), color=[TRAIN, GREY], height=0.5)
     for place, rate in enumerate(rates.values()):
         ax.annotate(f"{rate:,.0f}", (rate, place), (-4, 0), textcoords="offset points", va="center", ha="right", color="w")
@@ -459,7 +460,7 @@ def cnn_speed(found, names):
         ax.annotate(f"{share:.1%}", (100 * share, place), (4, 0), textcoords="offset points", va="center")
     ax.set_yticks(range(len(parts)), [textwrap.fill(name, 18) for name in parts])
     ax.set(xlabel="% of the training's time", xlim=(0, 100))
-    ax.set_title(f"our default {found['default_network']}", fontsize=10)
+    ax.set_title(f"our default {found['default_network']}, {found['precision']}", fontsize=10)
     ax.invert_yaxis()
     return fig
 

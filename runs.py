@@ -9,6 +9,7 @@
 
 import contextlib
 import csv
+import gc
 import importlib.metadata
 import io
 import json
@@ -110,6 +111,7 @@ class Run:
     def __init__(self, script, settings):
         self.settings, self.histories, self.headed = vars(settings), {}, set()
         resumed = self.settings.get("resume")
+        gc.collect()  # a figure that was saved may hold on to the frames around it, and so to a former run's features
         self.start = None if resumed else time.perf_counter()
         self.path = Path(resumed) if resumed else new_folder(script, self.settings)
         for part in self.path.glob(".[0-9]*.*") if resumed else ():  # what a process that was killed was just writing
@@ -219,7 +221,7 @@ def over_seeds(script, run, s, check=lambda s: None):
     metrics = first | {name: statistics.fmean(values) for name, values in by_seed.items()}
     metrics |= {f"{name}_std": statistics.stdev(values) for name, values in by_seed.items()}
     metrics |= memory | {"seeds": list(range(s.seed, s.seed + s.seeds)), "by_seed": by_seed, "settings": vars(s)}
-    metrics |= {"command": command_line(), **surroundings()}
+    metrics |= {"command": every[0]["command"], **surroundings()}  # the one that it began with
     with whole(folder / "metrics.json") as part:
         part.write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n", encoding="utf-8", newline="\n")
     print(f"\n{s.seeds} seeds, mean and standard deviation:")

@@ -120,15 +120,15 @@ def test_erased_squares():
         assert len(rows) == len(columns) == 6 == rows[-1] - rows[0] + 1
 
 
-def test_grad_cam_by_hand():
+def test_hires_cam_by_hand():
     model = backbone.CNN((2,), (1,), batch_norm=False, classes=3, generator=torch.Generator().manual_seed(0))
     X, labels = torch.rand(4, 1, 28, 28), torch.tensor([0, 2, 1, 2])
     with torch.no_grad():
         maps = model.features(X).reshape(4, 2, 14, 14)
-        weights = model.classifier.weight[labels].reshape(4, 2, 14, 14).mean(dim=(2, 3))  # a linear classifier's gradient
-    heat = (weights[:, :, None, None] * maps).sum(dim=1).clamp(min=0)
+        weights = model.classifier.weight[labels].reshape(4, 2, 14, 14)  # a linear classifier's gradient
+    heat = (weights * maps).sum(dim=1).clamp(min=0)
     expected = torch.nn.functional.interpolate(heat[:, None], scale_factor=2, mode="bilinear")[:, 0]
-    found = insights.grad_cam(model, X, labels)
+    found = insights.hires_cam(model, X, labels)
     assert torch.allclose(found, expected, rtol=1e-4, atol=1e-6)
     assert found.max() > 0
 
@@ -192,6 +192,9 @@ def test_a_gpu_without_enough_memory_is_one_line(digits, monkeypatch):
     monkeypatch.setattr(cnn.Training, "run", full)
     s = settings.load(cnn, channels=(2,), pool_after=(1,), batch_size=64)
     with pytest.raises(runs.RunError, match="try --batch-size 32"):
+        cnn.train(digits, s, SimpleNamespace(keep=lambda *whatever: None))
+    s.batch_size = 1
+    with pytest.raises(runs.RunError, match="--batch-size 1: try --device cpu"):
         cnn.train(digits, s, SimpleNamespace(keep=lambda *whatever: None))
 
 
@@ -392,7 +395,7 @@ def test_the_script(run_script, tmp_path):
     done = run_script("cnn_feature_extraction", "--dataset", "digits", "--quick", *small_network, "--output-dir", "out")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.strip().splitlines()[-1] == "out"
-    insights = {"filters.png", "feature_maps.png", "features.png", "grad_cam.png", "confusable.png", "label_errors.png"}
+    insights = {"filters.png", "feature_maps.png", "features.png", "saliency.png", "confusable.png", "label_errors.png"}
     files = FILES - {"weights.safetensors"} | {"backbone.safetensors", "checkpoint.safetensors", "features.npz"} | insights
     assert {path.name for path in (tmp_path / "out").iterdir()} == files
     metrics = json.loads((tmp_path / "out/metrics.json").read_text())
@@ -494,7 +497,7 @@ def test_divergence_stops_with_its_cause_and_keeps_the_checkpoint(tmp_path, monk
     monkeypatch.setattr(cnn, "rate_at", lambda done, s: 1e9 if done > 0.5 else rates(done, s))
     s = settings.load(cnn, data, runs, dataset="digits", channels=(4,), pool_after=(1,), epochs=4, batch_norm=False,
                       learning_rate=0.01, device="cpu", output_dir=str(tmp_path / "run"))  # fmt: skip
-    with pytest.raises(runs.Diverged, match="in epoch 3, at learning rate 1e\\+09: lower it; the last checkpoint is kept: "):
+    with pytest.raises(runs.Diverged, match="in epoch 3, at learning rate 1e\\+09: lower --learning-rate; the last"):
         cnn.run(s)
     _, about = runs.load_weights(tmp_path / "run/checkpoint.safetensors")
     assert about["epoch"] == 2

@@ -77,6 +77,19 @@ def test_a_saved_backbone_gives_the_same_hybrid(hybrid, run_script, tmp_path):
     assert not (tmp_path / "out/features.npz").exists()
 
 
+def test_the_settings_told_are_those_that_the_backbone_was_trained_with(hybrid, run_script, tmp_path):
+    folder, _ = hybrid
+    flags = ("--dataset", "digits", "--quick", "--backbone", folder / "backbone.safetensors", "--output-dir", "out")
+    done = run_script("hybrid_train", *flags, "--head-hidden", 16)
+    assert (done.returncode, done.stderr) == (0, "")
+    first, second = (json.loads((path / "settings.json").read_text()) for path in (folder, tmp_path / "out"))
+    assert {name for name in first if first[name] != second[name]} == {"backbone", "head_hidden", "output_dir"}
+    for flag, value in (("--dropout", 0.2), ("--batch-size", 9)):  # of its shape, of its training
+        line = one_line(run_script("hybrid_train", *flags, flag, value), 2)
+        assert f" {flag}: " in line
+        assert "leave the flag out" in line
+
+
 def test_backbones_that_cannot_be_taken(hybrid, run_script, tmp_path):
     folder, _ = hybrid
     assert "no such file" in one_line(run_script("hybrid_train", "--backbone", "nothing.safetensors"), 2)
@@ -89,7 +102,7 @@ def test_backbones_that_cannot_be_taken(hybrid, run_script, tmp_path):
     assert "--split-seed 0" in one_line(run_script("hybrid_train", *TINY, "--backbone", good, "--split-seed", 5), 1)
     assert "own folder" in one_line(run_script("hybrid_train", *TINY, "--backbone", good, "--output-dir", folder), 2)
     tensors, about = runs.load_weights(good)
-    for wrong in ({"model": "cnn"}, about | {"channels": [8, 17]}):
+    for wrong in ({"model": "cnn"}, about | {"settings": about["settings"] | {"channels": [8, 17]}}):
         runs.save_weights(broken, tensors, wrong)
         assert "not as this project writes it" in one_line(run_script("hybrid_train", *TINY, "--backbone", broken), 1)
     assert not (tmp_path / "runs").exists()
@@ -100,6 +113,17 @@ def test_a_backbone_of_digits_is_not_taken_for_fashion(hybrid, run_script, real_
     good = folder / "backbone.safetensors"
     line = one_line(run_script("hybrid_train", "--quick", "--backbone", good, real_folder=real_folder), 1)
     assert "was trained on digits (subset), and cannot tell the classes of Fashion-MNIST (subset)" in line
+
+
+def test_divergence_names_the_settings_that_help(run_script, tmp_path):
+    short = ("--dataset", "digits", "--quick", "--epochs", 1, "--channels", 4, "--pool-after", 1)
+    line = one_line(run_script("hybrid_train", *short, "--head-learning-rate", 1e30, "--output-dir", "frozen"), 1)
+    assert "the NumPy MLP: the loss became" in line or "the NumPy MLP: the validation loss became" in line
+    assert "lower --head-learning-rate" in line
+    assert (tmp_path / "frozen/backbone.safetensors").exists()
+    joint = ("--training", "joint", "--joint-learning-rate", 1e30, "--output-dir", "joint")
+    line = one_line(run_script("hybrid_train", *short, *joint), 1)  # and no warnings from NumPy
+    assert "lower --learning-rate or --joint-learning-rate" in line
 
 
 def test_ctrl_c_is_one_line_and_keeps_what_was_written(tmp_path):

@@ -127,6 +127,25 @@ def test_seeds_of_which_one_cannot_tell_its_seconds(tmp_path):
     assert json.loads((tmp_path / "out/metrics.json").read_text())["seeds"] == [3, 4, 5]
 
 
+def test_seeds_that_were_taken_up_tell_the_command_that_they_began_with(tmp_path, monkeypatch):
+    def run(s):
+        if s.seed == 1 and not s.resume:
+            raise KeyboardInterrupt
+        with runs.Run("test", s) as run:
+            return run.finish({"model": (0.7, 0.6)}, dataset="digits", val_accuracy=0.7, test_accuracy=s.seed / 10)
+
+    out = str(tmp_path / "out")
+    s = SimpleNamespace(seed=0, seeds=3, output_dir=out, resume="", epochs=1)
+    monkeypatch.setattr("sys.argv", ["test.py", "--seeds", "3"])
+    with pytest.raises(KeyboardInterrupt):
+        runs.over_seeds("test", run, s)
+    runs.new_folder("test", {"output_dir": f"{out}/seed_1"})
+    monkeypatch.setattr("sys.argv", ["test.py", "--resume", out])
+    metrics = runs.over_seeds("test", run, SimpleNamespace(**vars(s) | {"resume": out}))
+    assert metrics["command"] == "python test.py --seeds 3"
+    assert metrics["by_seed"]["test_accuracy"] == [0.0, 0.1, 0.2]
+
+
 def test_weights_come_back_as_they_were(tmp_path):
     tensors = {"W": np.arange(6, dtype=np.float32).reshape(2, 3), "n": np.array([7])}
     runs.save_weights(tmp_path / "w.safetensors", tensors, {"model": "x", "sizes": [1, 2]})
