@@ -368,6 +368,15 @@ def test_precision_and_device():
     assert cnn.pick_device("cpu") == cpu
 
 
+def test_a_moments_disturbance_does_not_choose_the_precision(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    for slower, expected in ((3, torch.bfloat16), (1 / 3, torch.float32)):  # float32's steps take so many times bfloat16's
+        steps = itertools.cycle([slower, 1, slower, 100, 50, 1])
+        clock = itertools.accumulate(itertools.chain.from_iterable((0, step) for step in steps))  # before, after
+        monkeypatch.setattr(cnn.time, "perf_counter", lambda clock=clock: next(clock))
+        assert cnn.pick_precision("auto", small(), torch.device("cpu")) is expected
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 def test_a_device_that_is_not_there(run_script):
     assert "--device cuda" in one_line(run_script("cnn_feature_extraction", "--device", "cuda"), 2)
