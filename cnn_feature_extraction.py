@@ -109,7 +109,7 @@ def pick_precision(name, model, device):
 
     Without such instructions bfloat16 is emulated, several times slower (pytorch issues 118499, 146508), and with them
     some builds are still slow (183815): hence the trial. The fastest step of each counts, the least disturbed one: by the
-    sum of its steps, one seed of a run was once trained in float32 because the machine had been busy for a moment.
+    sum of its steps, a run that began just after other work has once come to float32.
     """
     if name != "auto":
         return getattr(torch, name)
