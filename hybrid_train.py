@@ -202,9 +202,9 @@ def take_backbone(path, images, s):
         cnn.tour(defaults)
     of_this_run = {"device", "seed", "seeds", "quick", "resume", "flip_average"}
     names = set(SHAPE) if s.training == "joint" else vars(defaults).keys() - of_this_run
-    for name in sorted(names & about["settings"].keys()):
-        value = about["settings"][name]
-        value = tuple(value) if isinstance(value, list) else value
+    own = settings.load(cnn, **{name: about["settings"][name] for name in sorted(names & about["settings"].keys())})
+    for name in sorted(names):
+        value = getattr(own, name)
         if getattr(s, name) not in (getattr(defaults, name), value):
             raise settings.SettingError(f"--{name.replace('_', '-')}: {path} was trained with {value}; leave the flag out")
         setattr(s, name, value)

@@ -14,7 +14,7 @@ def hires_cam(model, X, labels, least=7):
     HiResCAM (Draelos and Carin 2020, arXiv:2011.08891), at the last convolution whose maps are at least `least` pixels wide:
     every pixel of its maps counts by its own gradient of the class's logit. Grad-CAM's mean of these over a map (Selvaraju
     et al. 2017) suits networks that average their maps at the end; this one flattens them, and what speaks for a class in
-    one place speaks against it in another.
+    one place may speak against it in another.
     """
     model.eval()
     x, maps, shown = layout((X - model.mean) / model.std), None, tuple(ACTIVATIONS.values())

@@ -221,7 +221,7 @@ def over_seeds(script, run, s, check=lambda s: None):
     metrics = first | {name: statistics.fmean(values) for name, values in by_seed.items()}
     metrics |= {f"{name}_std": statistics.stdev(values) for name, values in by_seed.items()}
     metrics |= memory | {"seeds": list(range(s.seed, s.seed + s.seeds)), "by_seed": by_seed, "settings": vars(s)}
-    metrics |= {"command": every[0]["command"], **surroundings()}  # the one that it began with
+    metrics |= {"command": every[0]["command"], **surroundings()}  # not --resume, where a later seed was taken up
     with whole(folder / "metrics.json") as part:
         part.write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n", encoding="utf-8", newline="\n")
     print(f"\n{s.seeds} seeds, mean and standard deviation:")

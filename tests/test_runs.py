@@ -1,13 +1,16 @@
 """A run's folder: whole files, nothing lost, nothing mixed, and what its metrics hold."""
 
 import csv
+import gc
 import json
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+import plots
 import runs
 
 ROW = dict(zip(runs.COLUMNS, (1, 0.5, 0.8, 0.6, 0.7, 1e-3, 2.0), strict=True))
@@ -125,6 +128,23 @@ def test_seeds_of_which_one_cannot_tell_its_seconds(tmp_path):
     assert (metrics["test_accuracy"], metrics["test_accuracy_std"]) == pytest.approx((0.4, 0.1))
     assert "took" not in metrics
     assert json.loads((tmp_path / "out/metrics.json").read_text())["seeds"] == [3, 4, 5]
+
+
+def test_a_new_run_lets_go_of_what_the_last_ones_figures_held(tmp_path):
+    def job():
+        features = np.zeros(5)
+        with runs.Run("test", SimpleNamespace(output_dir=str(tmp_path / "one"))) as run:
+            p = np.random.default_rng(0).dirichlet(np.ones(3), 50)
+            run.save({"reliability.png": plots.reliability(p.argmax(axis=1), p, "title")})
+        return weakref.ref(features)
+
+    gc.disable()  # else it may come at any time, or too late
+    try:
+        held = job()
+        runs.Run("test", SimpleNamespace(output_dir=str(tmp_path / "two")))
+        assert held() is None
+    finally:
+        gc.enable()
 
 
 def test_seeds_that_were_taken_up_tell_the_command_that_they_began_with(tmp_path, monkeypatch):
