@@ -1,4 +1,4 @@
-"""Speed and memory of this project's training beside what a user would pick instead, all in one process, taking turns.
+"""Speed and memory of this project's training beside what a user would pick fallback_path, all in one process, taking turns.
 
     python benchmark.py mlp
     python benchmark.py cnn
@@ -23,8 +23,8 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 import data
-import runs
-import settings
+from support import runs
+from support import settings
 
 # ---- settings: edit here, or override any of them on the command line (--rounds 9) ----
 ROUNDS = 7  # epochs of each side, taking turns, of which the median counts, in [1, inf)
@@ -38,13 +38,13 @@ OUTPUT_DIR = "runs/benchmark"  # where the results go, in place of those of an e
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # before PyTorch is loaded: its profiler has nothing to say here
 
 HIDDEN, BATCH_SIZE = (256, 128), 128
-GOALS = {"torch_fused": 0.75, "torch_tutorial": 0.42, "scikit_learn": 0.50, "products": 1.3}
+TARGETS = {"torch_fused": 0.75, "torch_tutorial": 0.42, "scikit_learn": 0.50, "matmul_only": 1.3}
 R0 = {"channels": (32, 64, 128, 256, 512), "pool_after": (1, 2, 5), "batch_norm": False, "learning_rate": 0.02}
-CNN_GOALS = {"tutorial": 3.0, "outside": 0.10}  # of the convolutions' own forward and backward passes
+CNN_TARGETS = {"tutorial": 3.0, "outside": 0.10}  # of the convolutions' own forward and backward passes
 NAMES = {"ours": "this project", "torch_fused": "PyTorch, resident tensors, fused Adam",
          "torch_tutorial": "PyTorch, DataLoader and Adam", "scikit_learn": "scikit-learn MLPClassifier",
-         "products": "the matrix products alone", "tutorial": "PyTorch, DataLoader, Adam, batches of 64",
-         "twin": "the same, its MLP in PyTorch, fused Adam"}  # fmt: skip
+         "matmul_only": "the matrix products alone", "tutorial": "PyTorch, DataLoader, Adam, batches of 64",
+         "torch_reference": "the same, its MLP in PyTorch, fused Adam"}  # fmt: skip
 
 
 # Each side is a function of (X (N, 784) float32, y (N,), hidden, batch size) that prepares a training with Adam at 0.001 and
@@ -54,10 +54,10 @@ NAMES = {"ours": "this project", "torch_fused": "PyTorch, resident tensors, fuse
 def ours(X, y, hidden, batch_size):
     import mlp_from_scratch as mlp
 
-    s = settings.load(mlp, **mlp.PLAIN, hidden=hidden, batch_size=batch_size, epochs=1)
-    training = mlp.Training(*mlp.build(X.shape[1], 10, s), s, len(X))
+    s = settings.load(mlp, **mlp.BASELINE, hidden=hidden, batch_size=batch_size, epochs=1)
+    training = mlp.Trainer(*mlp.build(X.shape[1], 10, s), s, len(X))
     training.rates = [0.001] * training.steps
-    return lambda: training.one_epoch(X, y), lambda: training.model.logits(X).argmax(axis=1)
+    return lambda: training.train_epoch(X, y), lambda: training.model.predict_logits(X).argmax(axis=1)
 
 
 def torch_network(hidden):
@@ -117,7 +117,7 @@ def scikit_learn(X, y, hidden, batch_size):
     return lambda: classifier.partial_fit(X, y, classes=np.arange(10)), lambda: classifier.predict(X)
 
 
-def products(X, y, hidden, batch_size):
+def matmul_only(X, y, hidden, batch_size):
     """The floor: the matrix products of such an epoch and nothing else, into memory that is there already."""
     sizes = (784, *hidden, 10)
     x = [np.ones((batch_size, n), np.float32) for n in sizes]
@@ -138,10 +138,10 @@ def products(X, y, hidden, batch_size):
     return epoch, None
 
 
-SIDES = {side.__name__: side for side in (ours, torch_fused, torch_tutorial, scikit_learn, products)}
+IMPLEMENTATIONS = {side.__name__: side for side in (ours, torch_fused, torch_tutorial, scikit_learn, matmul_only)}
 
 
-def taking_turns(calls, rounds):
+def interleave(calls, rounds):
     """{name: seconds of each round} of {name: function}, called in turn, after a round that does not count."""
     seconds = {name: [] for name in calls}
     for number in range(rounds + 1):
@@ -161,21 +161,21 @@ def ratios(seconds):
 
 def compare(X, y, sides, rounds, hidden=HIDDEN, batch_size=BATCH_SIZE):
     """({name: [seconds per epoch]}, {name: [seconds to predict all of X]}) of the named sides."""
-    made = {name: SIDES[name](X, y, hidden, batch_size) for name in sides}
-    training = taking_turns({name: epoch for name, (epoch, _) in made.items()}, rounds)
-    return training, taking_turns({name: predict for name, (_, predict) in made.items() if predict}, rounds)
+    made = {name: IMPLEMENTATIONS[name](X, y, hidden, batch_size) for name in sides}
+    training = interleave({name: epoch for name, (epoch, _) in made.items()}, rounds)
+    return training, interleave({name: predict for name, (_, predict) in made.items() if predict}, rounds)
 
 
-def alone(name, s):
-    """{"seconds": from the start of a process of its own to its first epoch's end, "mebibytes": its peak memory}."""
+def cold_start(name, s):
+    """{"seconds": from the start of a process of its own to its first epoch's end, "peak_memory_mib": its peak memory}."""
     start = time.perf_counter()
     command = [sys.executable, __file__, "mlp", "--alone", name, "--threads", str(s.threads), "--data-dir", s.data_dir,
                "--dataset", s.dataset, "--split-seed", str(s.split_seed)]  # fmt: skip
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     seconds = time.perf_counter() - start
     if result.returncode:
-        raise runs.RunError(f"{name}, alone: {result.stderr.strip()}")
-    return {"seconds": seconds, "mebibytes": json.loads(result.stdout)}
+        raise files.RunError(f"{name}, alone: {result.stderr.strip()}")
+    return {"seconds": seconds, "peak_memory_mib": json.loads(result.stdout)}
 
 
 def pixels(s):
@@ -187,12 +187,12 @@ def pixels(s):
 def mlp(s):
     """The NumPy MLP. Returns what goes into mlp.json."""
     X, y, dataset = pixels(s)
-    training, prediction = compare(X, y, SIDES, s.rounds)
+    training, prediction = compare(X, y, IMPLEMENTATIONS, s.rounds)
     found = ratios(training)
     print(f"{dataset}: 784-256-128-10, batch {BATCH_SIZE}, {len(X):,} images, {s.threads} threads, {s.rounds} rounds\n")
-    print(f"{'':<40}{'s per epoch':>12}{'ours / theirs':>15}{'wanted':>9}{'images/s predicted':>20}")
+    print(f"{'':<40}{'s per epoch':>12}{'ours / theirs':>15}{'target':>9}{'images/s predicted':>20}")
     for name, seconds in training.items():
-        ratio = f"{found[name]:15.2f}{GOALS[name]:9.2f}" if name in found else " " * 24
+        ratio = f"{found[name]:15.2f}{TARGETS[name]:9.2f}" if name in found else " " * 24
         rate = f"{len(X) / median(prediction[name]):20,.0f}" if name in prediction else ""
         print(f"{NAMES[name]:<40}{median(seconds):12.3f}{ratio}{rate}", flush=True)
 
@@ -202,23 +202,23 @@ def mlp(s):
         cases = [("batch_size", n) for n in (32, 64, 128, 256, 512, 1024)]
         cases += [("hidden", h) for h in ((128, 64), (256, 128), (1024, 1024))]
         for what, value in cases:
-            seconds, _ = compare(X, y, ("ours", "torch_fused", "products"), s.table_rounds, **{what: value})
+            seconds, _ = compare(X, y, ("ours", "torch_fused", "matmul_only"), s.table_rounds, **{what: value})
             label = f"batch {value}" if what == "batch_size" else f"784-{'-'.join(map(str, value))}-10"
             row = {"seconds": median(seconds["ours"]), **{f"against_{name}": r for name, r in ratios(seconds).items()}}
             tables[what][label] = row
             against = f"{row['against_torch_fused']:22.2f}{row['against_products']:18.2f}"
             print(f"{label:<24}{row['seconds']:12.3f}{against}", flush=True)
 
-    single = {name: [alone(name, s) for _ in range(3)] for name in SIDES if name != "products"}
-    single = {name: {"seconds": median(one["seconds"] for one in three), "mebibytes": three[0]["mebibytes"]}
+    single = {name: [cold_start(name, s) for _ in range(3)] for name in IMPLEMENTATIONS if name != "matmul_only"}
+    single = {name: {"seconds": median(one["seconds"] for one in three), "peak_memory_mib": three[0]["peak_memory_mib"]}
               for name, three in single.items()}  # fmt: skip
     print(f"\n{'in a process of its own':<40}{'peak memory':>12}{'Enter to the first epoch finished':>36}")
     for name, one in single.items():
-        memory = f"{one['mebibytes']:8.0f} MiB" if one["mebibytes"] else f"{'?':>12}"
+        memory = f"{one['mebibytes']:8.0f} MiB" if one["peak_memory_mib"] else f"{'?':>12}"
         print(f"{NAMES[name]:<40}{memory}{one['seconds']:34.1f} s")
     throughput = {name: len(X) / median(seconds) for name, seconds in prediction.items()}
     return {"network": "784-256-128-10", "dataset": dataset, "batch_size": BATCH_SIZE, "images": len(X),
-            "threads": s.threads, "seconds_per_epoch": training, "ratios": found, "goals": GOALS,
+            "threads": s.threads, "seconds_per_epoch": training, "ratios": found, "targets": TARGETS,
             "images_per_second_predicted": throughput, "tables": tables, "alone": single}  # fmt: skip
 
 
@@ -232,22 +232,22 @@ def ours_cnn(X, y, s, head=None):
     """
     import torch
 
-    import backbone
+    from torch_cnn import backbone
     import cnn_feature_extraction as cnn
 
     model = backbone.build(s, mean=0.286, std=0.353, generator=torch.Generator().manual_seed(0))
     if head:
         model.classifier = head(model.classifier.in_features)
     model = model.to(memory_format=torch.channels_last)
-    training = cnn.Training(model, s, getattr(torch, s.precision), model.classifier if head else None)
-    return training, lambda: training.one_epoch(X, y)
+    training = cnn.Trainer(model, s, getattr(torch, s.precision), model.classifier if head else None)
+    return training, lambda: training.train_epoch(X, y)
 
 
-def settled(s):
+def resolve_precision(s):
     """The settings `s` with the precision that its "auto" comes to here, for all sides of a comparison."""
     import torch
 
-    import backbone
+    from torch_cnn import backbone
     import cnn_feature_extraction as cnn
 
     model = backbone.build(s).to(memory_format=torch.channels_last)
@@ -313,7 +313,7 @@ PASSES = {
 }  # fmt: skip
 
 
-def profiled(epoch):
+def profile_epoch(epoch):
     """(seconds of the call epoch(), {"convolutions": share of them in their passes, "layers": in those of all layers})."""
     from torch.profiler import ProfilerActivity, profile
 
@@ -335,7 +335,7 @@ def race(s):
 
     import cnn_feature_extraction as script
 
-    images, own = data.load(s.dataset, s.data_dir, s.offline_fallback, s.split_seed), settled(settings.load(script))
+    images, own = data.load(s.dataset, s.data_dir, s.offline_fallback, s.split_seed), resolve_precision(settings.load(script))
     X, y, X_val, y_val = (torch.from_numpy(a) for of in (images.train, images.val) for a in (of.X[:, None], of.y))
     training, _ = ours_cnn(X, y, own)
     torch.manual_seed(0)
@@ -359,9 +359,9 @@ def race(s):
     first = {name: next((seconds for seconds, right in rows[name] if right >= best), None) for name in rows}
     ratio = first["ours"] / first["tutorial"] if first["ours"] else None
     print(f"the tutorial's best, {best:.2%}, is reached after {first['tutorial']:.0f} s; by our defaults "
-          + (f"after {first['ours']:.0f} s: {ratio:.2f} of that, wanted 0.2 at most" if ratio else "never"))  # fmt: skip
+          + (f"after {first['ours']:.0f} s: {ratio:.2f} of that, target 0.2 at most" if ratio else "never"))  # fmt: skip
     return {"dataset": images.name, "threads": s.threads, "precision": own.precision, "rows": rows, "accuracy": best,
-            "seconds": first, "ratio": ratio, "goal": 0.2}  # fmt: skip
+            "seconds": first, "ratio": ratio, "target": 0.2}  # fmt: skip
 
 
 def cnn(s):
@@ -371,34 +371,34 @@ def cnn(s):
     import cnn_feature_extraction as script
 
     images = data.load(s.dataset, s.data_dir, s.offline_fallback, s.split_seed)
-    defaults, r0 = settled(settings.load(script)), settled(settings.load(script, **R0))
+    defaults, r0 = resolve_precision(settings.load(script)), resolve_precision(settings.load(script, **R0))
     whole = min(s.images, len(images.train.y)) // defaults.batch_size * defaults.batch_size
     X, y = images.train.X[:whole], images.train.y[:whole]
     tensors = torch.from_numpy(X[:, None]), torch.from_numpy(y)
     epoch, _ = tutorial_cnn(np.round(255 * X).astype(np.uint8), y, X, y)
     _, own = ours_cnn(*tensors, r0)
-    seconds = taking_turns({"ours": own, "tutorial": epoch}, s.rounds)
+    seconds = interleave({"ours": own, "tutorial": epoch}, s.rounds)
     faster = 1 / ratios(seconds)["tutorial"]
     print(f"{images.name}: R0's network {'-'.join(map(str, R0['channels']))}, {len(X):,} images a round, "
           f"{s.threads} threads, {s.rounds} rounds, ours in {r0.precision} and batches of {r0.batch_size}\n")  # fmt: skip
-    print(f"{'':<42}{'images/s':>10}{'times as fast':>15}{'wanted':>9}")
+    print(f"{'':<42}{'images/s':>10}{'times as fast':>15}{'target':>9}")
     for name, found in seconds.items():
-        ratio = f"{faster:14.2f}x{CNN_GOALS['tutorial']:8.1f}x" if name == "tutorial" else ""
+        ratio = f"{faster:14.2f}x{CNN_TARGETS['tutorial']:8.1f}x" if name == "tutorial" else ""
         print(f"{NAMES[name]:<42}{len(X) / median(found):10,.0f}{ratio}", flush=True)
 
     _, own = ours_cnn(*tensors, defaults)
-    epochs = [profiled(own) for _ in range(s.rounds + 1)][1:]
+    epochs = [profile_epoch(own) for _ in range(s.rounds + 1)][1:]
     share = {of: median(shares[of] for _, shares in epochs) for of in PASSES}
     name = "-".join(map(str, defaults.channels))
     rate = len(X) / median(took for took, _ in epochs)
     print(f"\ntraining of the default network {name}, {rate:,.0f} images/s, as PyTorch's profiler sees it\n"
-          f"{'its convolutions, forward and backward':<60}{share['convolutions']:6.1%}   wanted: "
-          f"{1 - CNN_GOALS['outside']:.0%} at least\n"
+          f"{'its convolutions, forward and backward':<60}{share['convolutions']:6.1%}   target: "
+          f"{1 - CNN_TARGETS['outside']:.0%} at least\n"
           f"{'all its layers, with normalisation, pooling, activation':<60}{share['layers']:6.1%}\n"
           f"{'the rest: augmentation, loss, optimiser, average':<60}{1 - share['layers']:6.1%}", flush=True)  # fmt: skip
     return {"network": "-".join(map(str, R0["channels"])), "images": len(X), "threads": s.threads, "seconds": seconds,
             "dataset": images.name, "precision": r0.precision, "default_precision": defaults.precision,
-            "faster": {"tutorial": faster}, "goals": CNN_GOALS,
+            "faster": {"tutorial": faster}, "targets": CNN_TARGETS,
             "default_network": name, "default_seconds": [took for took, _ in epochs],
             "shares": {**share, "outside": 1 - share["layers"]}}  # fmt: skip
 
@@ -413,10 +413,10 @@ def hybrid(s):
 
     images = data.load(s.dataset, s.data_dir, s.offline_fallback, s.split_seed)
     tensors = torch.from_numpy(images.train.X[: s.images, None]), torch.from_numpy(images.train.y[: s.images])
-    own = settled(settings.load(hybrid_train, script))
+    own = resolve_precision(settings.load(hybrid_train, script))
     widths = *own.head_hidden, len(images.classes)
 
-    class Twin(nn.Sequential):
+    class TorchReference(nn.Sequential):
         def __init__(self, features):
             sizes = itertools.pairwise((features, *widths))
             super().__init__(*[part for n, m in sizes for part in (nn.Linear(n, m), nn.ReLU())][:-1])
@@ -430,20 +430,20 @@ def hybrid(s):
     joint = ours_cnn(*tensors, own, lambda features: hybrid_train.build_head(images, own))[1]
 
     def ours():  # as hybrid_train.py does it
-        with hybrid_train.beside_torch():
+        with hybrid_train.single_blas_thread():
             joint()
 
-    calls = {"ours": ours, "twin": ours_cnn(*tensors, own, Twin)[1]}
-    seconds = taking_turns(calls, s.rounds)
-    ratio = ratios(seconds)["twin"]
+    calls = {"ours": ours, "torch_reference": ours_cnn(*tensors, own, TorchReference)[1]}
+    seconds = interleave(calls, s.rounds)
+    ratio = ratios(seconds)["torch_reference"]
     network = f"{'-'.join(map(str, own.channels))} + {'-'.join(map(str, widths))}"
     print(f"{images.name}: CNN and MLP {network} as one network, {len(tensors[1]):,} images a round, "
           f"{s.threads} threads, {s.rounds} rounds\n\n{'':<40}{'images/s':>10}")  # fmt: skip
     for name, found in seconds.items():
         print(f"{NAMES[name]:<40}{len(tensors[1]) / median(found):10,.0f}")
-    print(f"\nthe MLP in NumPy makes the step {ratio - 1:+.1%} longer than the same in PyTorch; wanted: +5 % at most")
+    print(f"\nthe MLP in NumPy makes the step {ratio - 1:+.1%} longer than the same in PyTorch; target: +5 % at most")
     return {"network": network, "dataset": images.name, "images": len(tensors[1]), "threads": s.threads,
-            "precision": own.precision, "seconds": seconds, "ratios": {"twin": ratio}, "goals": {"twin": 1.05}}  # fmt: skip
+            "precision": own.precision, "seconds": seconds, "ratios": {"torch_reference": ratio}, "targets": {"torch_reference": 1.05}}  # fmt: skip
 
 
 PARTS = {"mlp": mlp, "cnn": cnn, "hybrid": hybrid, "race": race}
@@ -466,7 +466,7 @@ def main(argv=None):
     if s.alone != "none":
         with threadpool_limits(s.threads):
             limit_torch(s.alone, s.threads)
-            epoch, _ = SIDES[s.alone](*pixels(s)[:2], HIDDEN, BATCH_SIZE)
+            epoch, _ = IMPLEMENTATIONS[s.alone](*pixels(s)[:2], HIDDEN, BATCH_SIZE)
             epoch()
         print(json.dumps(runs.peak_memory()))
         return
@@ -477,18 +477,18 @@ def main(argv=None):
     try:
         folder.mkdir(parents=True, exist_ok=True)  # before an hour's work
     except OSError as error:
-        raise runs.RunError(f"cannot write to {folder}: {error.strerror}; choose another --output-dir") from None
+        raise files.RunError(f"cannot write to {folder}: {error.strerror}; choose another --output-dir") from None
     with threadpool_limits(s.threads):
         measured = PARTS[part](s)
-    found = measured | {"command": runs.command_line(), **runs.surroundings()}
-    with runs.whole(folder / f"{part}.json") as path:
+    found = measured | {"command": runs.command_line(), **runs.environment()}
+    with files.atomic_write(folder / f"{part}.json") as path:
         path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    draw = {"mlp": plots.speed, "cnn": plots.cnn_speed, "race": plots.race}.get(part)  # the hybrid is but one number
+    draw = {"mlp": plots.mlp_speed, "cnn": plots.cnn_speed, "race": plots.race}.get(part)  # the hybrid is but one number
     if draw:
-        with runs.whole(folder / f"{part}.png") as path:
+        with files.atomic_write(folder / f"{part}.png") as path:
             draw(found, NAMES).savefig(path)
     print(f"\n{folder / part}.json" + (f", {folder / part}.png" if draw else ""))
 
 
 if __name__ == "__main__":
-    runs.command(main)
+    runs.cli(main)

@@ -12,10 +12,10 @@ import sys
 
 import numpy as np
 
-import layers
+from numpy_nn import layers
 import mlp_from_scratch as mlp
-import runs
-import settings
+from support import runs
+from support import settings
 
 # ---- settings: edit here, or override any of them on the command line (--seed 5) ----
 SEED = 0  # of the weights, the inputs and the labels, in [0, inf)
@@ -26,7 +26,7 @@ SIZES, N, STEP = (5, 6, 4, 3), 7, 1e-5  # a network small enough to move each of
 REGULARISERS = {"-": {}, "L1": {"l1": 0.01}, "L2": {"l2": 0.01}}
 
 
-class Combination:
+class GradientCase:
     """One network with one loss, and the gradient of its loss by three ways, as one vector (parameters, then input)."""
 
     def __init__(self, norm, activation, dropout, loss, smoothing, penalty, seed):
@@ -37,23 +37,23 @@ class Combination:
         self.model.params += 0.3 * rng.standard_normal(len(self.model.params))  # biases, gammas and betas, too
         self.X, self.y = rng.standard_normal((N, SIZES[0])), rng.integers(0, SIZES[-1], N)
         self.loss, self.smoothing, self.penalty = loss, smoothing, {"l1": 0.0, "l2": 0.0} | penalty
-        self.drawn = self.masks.bit_generator.state  # so that each forward pass drops the same neurons
+        self.rng_state = self.masks.bit_generator.state  # so that each forward pass drops the same neurons
 
     def forward(self):
         """(loss with penalty, dlogits)"""
-        self.masks.bit_generator.state = self.drawn
+        self.masks.bit_generator.state = self.rng_state
         logits = self.model.forward(self.X, training=True)
         loss, dlogits = layers.LOSSES[self.loss][0](logits, self.y, self.smoothing)
-        return loss + self.model.regularise(**self.penalty), dlogits
+        return loss + self.model.add_penalties(**self.penalty), dlogits
 
-    def by_hand(self):
+    def analytic(self):
         _, dlogits = self.forward()
         self.model.grads[:] = np.nan  # what backward forgets to fill stays visible
         dX = self.model.backward(dlogits, input_gradient=True)
-        self.model.regularise(**self.penalty)
+        self.model.add_penalties(**self.penalty)
         return np.concatenate([self.model.grads, dX.ravel()])
 
-    def by_differences(self):
+    def central_differences(self):
         gradient = []
         for vector in (self.model.params, self.X.reshape(-1)):  # views: to move a number here is to move it there
             for i, kept in enumerate(vector.copy()):
@@ -64,7 +64,7 @@ class Combination:
                 vector[i] = kept
         return np.array(gradient)
 
-    def by_autograd(self):
+    def autograd(self):
         import torch
         from torch.nn import functional as F
 
@@ -110,10 +110,10 @@ def table(seed):
     choices = itertools.product(("none", *layers.NORMS), layers.ACTIVATIONS, (0.0, 0.4), layers.LOSSES, (0.0, 0.1),
                                 REGULARISERS)  # fmt: skip
     for norm, activation, dropout, loss, smoothing, regulariser in choices:
-        one = Combination(norm, activation, dropout, loss, smoothing, REGULARISERS[regulariser], seed)
+        one = GradientCase(norm, activation, dropout, loss, smoothing, REGULARISERS[regulariser], seed)
         name = f"{norm:<8}{activation:<12}{dropout:<9}{loss:<9}{smoothing:<11}{regulariser:<6}"
-        ours = one.by_hand()
-        yield name, relative_error(ours, one.by_differences()), relative_error(ours, one.by_autograd()) if torch else None
+        ours = one.analytic()
+        yield name, relative_error(ours, one.central_differences()), relative_error(ours, one.autograd()) if torch else None
 
 
 def run(s):
@@ -136,4 +136,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    runs.command(main)
+    runs.cli(main)

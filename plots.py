@@ -30,22 +30,17 @@ def figure(title, width, height, **grid):
     return fig, axes
 
 
-def curves(history, title, augmented=False, smoothing=0.0):
-    """Loss and accuracy by epoch. history: {"epoch": [...], "train_loss": [...], ...}, accuracies as fractions.
-
-    The legend says what makes the training figures differ in kind: augmented images, smoothed labels.
-    """
-    differs = [word for word, on in (("augmented images", augmented), ("smoothed labels", smoothing)) if on]
-    training = ", ".join(differs) or "mean over the epoch"
+def curves(histories, title, augmented=False, smoothing=0.0):
+    """Loss and accuracy by epoch. histories: {run: {"epoch": [...], "train_loss": [...], ...}}, accuracies as fractions."""
     fig, axes = figure(title, 10, 4, ncols=2)
-    epochs = history["epoch"]
-    for ax, what, factor, unit in zip(axes[0], ("loss", "accuracy"), (1, 100), ("cross-entropy", "%"), strict=True):
-        for part, name, colour in (("train", f"training ({training})", TRAIN), ("val", "validation", VAL)):
-            values = factor * np.asarray(history[f"{part}_{what}"])
-            ax.plot(epochs, values, color=colour, label=name, marker="o", markersize=3, linewidth=1.6)
-        ax.set(xlabel="epoch", ylabel=f"{what} ({unit})")
-        ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-        ax.grid(alpha=0.25)
+    for history in histories.values():
+        for ax, what, factor, unit in zip(axes[0], ("loss", "accuracy"), (1, 100), ("cross-entropy", "%"), strict=True):
+            for part, name, colour in (("train", "training", TRAIN), ("val", "validation", VAL)):
+                values = factor * np.asarray(history[f"{part}_{what}"])
+                ax.plot(history["epoch"], values, color=colour, label=name, marker="o", markersize=3, linewidth=1.6)
+            ax.set(xlabel="epoch", ylabel=f"{what} ({unit})")
+            ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+            ax.grid(alpha=0.25)
     fig.legend(*ax.get_legend_handles_labels(), frameon=False, fontsize=9, ncols=2, loc="outside lower center")
     return fig
 
@@ -137,7 +132,7 @@ def evaluation(X, y, probabilities, classes, title):
     }
 
 
-def side_by_side(y, predictions, classes, title):
+def recall_comparison(y, predictions, classes, title):
     """Recall of each class under two models. predictions: {model's name: (N,) predicted classes}."""
     fig, axes = figure(title, 9, 5)
     ax, places = axes[0, 0], np.arange(len(classes))
@@ -180,7 +175,7 @@ def first_layer(W, shape, title, most=64):
     fig, axes = figure(f"{title}\nweights of {some}first layer's {W.shape[1]:,} neurons", 0.75 * max(columns, 9),
                        0.75 * rows + 1.15)  # fmt: skip
     limit = np.quantile(np.abs(W[:, :count]), 0.995)  # of all: a single large weight would make the rest grey
-    shown = tiles(axes[0, 0], W.T[:count].reshape(count, *shape), columns, cmap="RdBu_r", vmin=-limit, vmax=limit)
+    shown = image_grid(axes[0, 0], W.T[:count].reshape(count, *shape), columns, cmap="RdBu_r", vmin=-limit, vmax=limit)
     bar = fig.colorbar(shown, ax=axes, location="bottom", shrink=0.5, aspect=50, pad=0.02)
     bar.ax.tick_params(labelsize=9)
     bar.set_label("weight", fontsize=9)
@@ -209,8 +204,8 @@ def distributions(activations, gradients, title):
     return fig
 
 
-def doctor(history, names, title):
-    """What doctor.Doctor has seen, by epoch and layer. history and names: the Doctor's."""
+def monitor(history, names, title):
+    """What monitor.TrainingMonitor has seen, by epoch and layer. history and names: the TrainingMonitor's."""
     from matplotlib import colormaps
 
     panels = [("dead", "dead neurons (%)", 100), ("gradient_norm", "length of the weights' gradient", 1),
@@ -289,7 +284,7 @@ def reliability(y, probabilities, title):
     return fig
 
 
-def tiles(ax, pictures, columns, **options):
+def image_grid(ax, pictures, columns, **options):
     """Pictures (N, height, width) side by side on one axes, `columns` in a row; returns what imshow does.
 
     One picture of all, since many axes take seconds to draw.
@@ -309,7 +304,7 @@ def filters(W, title):
     columns = -(-len(W) // rows)
     fig, axes = figure(title, 0.6 * max(columns, 12), 0.6 * rows + 0.9)
     limit = np.abs(W).max()
-    shown = tiles(axes[0, 0], W, columns, cmap="RdBu_r", vmin=-limit, vmax=limit)
+    shown = image_grid(axes[0, 0], W, columns, cmap="RdBu_r", vmin=-limit, vmax=limit)
     fig.colorbar(shown, ax=axes, location="bottom", shrink=0.4, aspect=40, pad=0.03).ax.tick_params(labelsize=9)
     return fig
 
@@ -318,22 +313,22 @@ def feature_maps(X, maps, names, title, most=16):
     """Images X (N, 28, 28) and, in a column for each stage, their first maps: {stage: (N, channels, side, side)}."""
     fig, axes = figure(title, 3 + 2.4 * len(maps), 2.5 * len(X) + 0.7, nrows=len(X), ncols=1 + len(maps))
     for i, (row, image) in enumerate(zip(axes, X, strict=True)):
-        tiles(row[0], image[None], 1, cmap="gray_r", vmin=0, vmax=1)
+        image_grid(row[0], image[None], 1, cmap="gray_r", vmin=0, vmax=1)
         row[0].set_title(names[i], fontsize=10)
         for ax, (stage, values) in zip(row[1:], maps.items(), strict=True):
             chosen = values[i, :most]
-            tiles(ax, chosen / max(chosen.max(), 1e-12), 4, cmap="viridis", vmin=0, vmax=1)
+            image_grid(ax, chosen / max(chosen.max(), 1e-12), 4, cmap="viridis", vmin=0, vmax=1)
             name = f"{stage}, {values.shape[2]} x {values.shape[3]}\n{len(chosen)} of {values.shape[1]} maps"
             ax.set_title(name, fontsize=9)
     return fig
 
 
-def embeddings(planes, y, classes, title):
-    """Points by class in one panel for each of planes {name: (N, 2)}; y (N,)."""
+def embeddings(embed_2d, y, classes, title):
+    """Points by class in one panel for each of embed_2d {name: (N, 2)}; y (N,)."""
     from matplotlib import colormaps
 
-    fig, axes = figure(title, 6 * len(planes) + 1, 5.6, ncols=len(planes))
-    for ax, (name, points) in zip(axes[0], planes.items(), strict=True):
+    fig, axes = figure(title, 6 * len(embed_2d) + 1, 5.6, ncols=len(embed_2d))
+    for ax, (name, points) in zip(axes[0], embed_2d.items(), strict=True):
         for label, class_name in enumerate(classes):
             chosen = points[y == label]
             ax.plot(*chosen.T, "o", markersize=2.5, alpha=0.6, color=colormaps["tab10"](label), label=class_name)
@@ -384,7 +379,7 @@ def confusable(X, y, probabilities, classes, title, most=6):
     return fig
 
 
-def heads(found, title):
+def classifier_comparison(found, title):
     """Accuracy of each classifier, on test images and on those it learnt from: a point a seed, mean, standard deviation.
 
     found: {name: {"test_accuracy": mean, "test_accuracy_std": ..., "by_seed": {"test_accuracy": [...], ...}, ...}}.
@@ -408,16 +403,16 @@ def heads(found, title):
     return fig
 
 
-def speed(found, names):
+def mlp_speed(found, names):
     """What benchmark.py mlp found: time per epoch as ratios, by peer, batch size and widths. names: {side: in words}."""
     title = f"NumPy MLP {found['network']}: time per epoch, ours / theirs"
     fig, axes = figure(title, 13, 4.2, ncols=3, width_ratios=(5, 4, 3))
     ax, sides = axes[0, 0], list(found["ratios"])
-    values, goals = (np.array([found[key][side] for side in sides]) for key in ("ratios", "goals"))
+    values, goals = (np.array([found[key][side] for side in sides]) for key in ("ratios", "targets"))
     ax.barh(range(len(sides)), values, color=[RIGHT if met else VAL for met in values <= goals])
     for place, (value, goal) in enumerate(zip(values, goals, strict=True)):
         ax.text(max(value, goal) + 0.04, place, f"{value:.2f}", va="center", fontsize=9)
-    ax.vlines(goals, np.arange(len(sides)) - 0.4, np.arange(len(sides)) + 0.4, color="black", linestyle="--", label="wanted")
+    ax.vlines(goals, np.arange(len(sides)) - 0.4, np.arange(len(sides)) + 0.4, color="black", linestyle="--", label="target")
     ax.axvline(1, color=GREY, linewidth=0.8)
     ax.set_yticks(range(len(sides)), [textwrap.fill(names[side], 20) for side in sides])
     ax.set(xlabel=f"batch {found['batch_size']}: below 1, ours is faster", xlim=(0, 1.15 * max(*values, *goals)))
@@ -425,7 +420,7 @@ def speed(found, names):
     ax.legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1))
     for ax, what in zip(axes[0, 1:], ("batch_size", "hidden"), strict=True):
         rows = found["tables"][what]
-        for side, colour in (("torch_fused", TRAIN), ("products", VAL)):
+        for side, colour in (("torch_fused", TRAIN), ("matmul_only", VAL)):
             values = [row[f"against_{side}"] for row in rows.values()]
             ax.plot(range(len(rows)), values, "o-", color=colour, label=names[side])
         labels = [name.removeprefix("batch ").removeprefix("784-").removesuffix("-10") for name in rows]

@@ -13,9 +13,9 @@ from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets, unique_labels
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-import layers
+from numpy_nn import layers
 import mlp_from_scratch as mlp
-import settings
+from support import settings
 
 
 class ScratchMLPClassifier(ClassifierMixin, BaseEstimator):
@@ -51,7 +51,7 @@ class ScratchMLPClassifier(ClassifierMixin, BaseEstimator):
 
     def partial_fit(self, X, y, classes=None):
         """One more pass, over X and y, at a constant learning rate. The first call must name all `classes`."""
-        first = not hasattr(self, "network_")
+        first = not hasattr(self, "model_")
         X, y = validate_data(self, X, y, dtype=(np.float64, np.float32), reset=first)
         check_classification_targets(y)
         if first:
@@ -69,22 +69,22 @@ class ScratchMLPClassifier(ClassifierMixin, BaseEstimator):
     def _start(self, X, classes):
         if len(classes) < 2:
             raise ValueError(f"Classifier can't train when only one class is present: {classes}")
-        options = mlp.PLAIN | {name: value for name, value in self.get_params().items() if name != "random_state"}
+        options = mlp.BASELINE | {name: value for name, value in self.get_params().items() if name != "random_state"}
         if isinstance(self.hidden, numbers.Integral):
             raise ValueError(f"hidden is {self.hidden}, expected a tuple with the neurons of each layer: ({self.hidden},)")
         if options["schedule"] == "plateau":
             raise ValueError('schedule "plateau" needs a validation split; choose another')
         self.settings_ = settings.load(mlp, **options, seed=int(check_random_state(self.random_state).randint(2**31)))
         self.classes_ = classes
-        self.network_, self.streams_ = mlp.build(X.shape[1], len(classes), self.settings_, X.dtype)
+        self.model_, self.rngs_ = mlp.build(X.shape[1], len(classes), self.settings_, X.dtype)
         self.training_ = None
 
     def _train(self, X, y):
         """Train with the optimiser of the last call, if there was one."""
-        training = mlp.Training(self.network_, self.streams_, self.settings_, len(X))
+        training = mlp.Trainer(self.model_, self.rngs_, self.settings_, len(X))
         if self.training_:
             training.optimizer = self.training_.optimizer
-        X, y = X.astype(self.network_.params.dtype, copy=False), np.searchsorted(self.classes_, y)
+        X, y = X.astype(self.model_.params.dtype, copy=False), np.searchsorted(self.classes_, y)
         training.run(X, y, X[:1], y[:1], log=lambda row: None)
         self.training_ = training
         self.loss_curve_ = training.history["train_loss"]
@@ -93,7 +93,7 @@ class ScratchMLPClassifier(ClassifierMixin, BaseEstimator):
         """Probabilities (N, classes) of X (N, features), in the order of `classes_`."""
         check_is_fitted(self)
         X = validate_data(self, X, dtype=(np.float64, np.float32), reset=False)
-        return layers.softmax(self.network_.logits(X.astype(self.network_.params.dtype, copy=False)))
+        return layers.softmax(self.model_.predict_logits(X.astype(self.model_.params.dtype, copy=False)))
 
     def predict(self, X):
         """The most probable class of each row of X (N, features)."""

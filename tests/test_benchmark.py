@@ -11,16 +11,16 @@ from torch import nn
 import benchmark
 import cnn_feature_extraction as cnn
 import data
-import settings
+from support import settings
 
 RNG = np.random.default_rng(5)
 y = np.arange(600) % 10
 X = (0.05 * RNG.random((600, 784)) + np.eye(10).repeat(79, axis=1)[y][:, :784]).astype(np.float32)  # easy to tell apart
 
 
-@pytest.mark.parametrize("name", [name for name in benchmark.SIDES if name != "products"])
+@pytest.mark.parametrize("name", [name for name in benchmark.IMPLEMENTATIONS if name != "matmul_only"])
 def test_each_side_trains_and_predicts(name):
-    epoch, predict = benchmark.SIDES[name](X, y, (32,), 50)
+    epoch, predict = benchmark.IMPLEMENTATIONS[name](X, y, (32,), 50)
     before = np.mean(np.asarray(predict()) == y) if name != "scikit_learn" else 0  # which cannot predict yet
     for _ in range(6):
         epoch()
@@ -28,11 +28,11 @@ def test_each_side_trains_and_predicts(name):
 
 
 def test_the_mlps_part_names_its_dataset(monkeypatch, capsys):
-    monkeypatch.setattr(benchmark, "alone", lambda name, s: {"seconds": 1.0, "mebibytes": 2.0})
+    monkeypatch.setattr(benchmark, "alone", lambda name, s: {"seconds": 1.0, "peak_memory_mib": 2.0})
     found = benchmark.mlp(settings.load(benchmark, data, dataset="digits", rounds=1, table_rounds=0))
     assert found["dataset"] == "digits"
     assert capsys.readouterr().out.startswith("digits: 784-256-128-10")
-    assert set(found["ratios"]) == set(benchmark.GOALS)
+    assert set(found["ratios"]) == set(benchmark.TARGETS)
 
 
 def test_the_products_alone():
@@ -47,12 +47,12 @@ def test_ratios():
     seconds = {"ours": [1.0, 2.0, 9.0], "torch_fused": [2.0, 4.0, 3.0]}
     assert benchmark.ratios(seconds) == {"torch_fused": 0.5}
     calls = {"a": lambda: None, "b": lambda: None}
-    assert {name: len(times) for name, times in benchmark.taking_turns(calls, 3).items()} == {"a": 3, "b": 3}
+    assert {name: len(times) for name, times in benchmark.interleave(calls, 3).items()} == {"a": 3, "b": 3}
 
 
 def test_goals_and_names_are_of_sides():
-    assert set(benchmark.GOALS) == set(benchmark.SIDES) - {"ours"}
-    assert set(benchmark.NAMES) == set(benchmark.SIDES) | {"tutorial", "twin"}
+    assert set(benchmark.TARGETS) == set(benchmark.IMPLEMENTATIONS) - {"ours"}
+    assert set(benchmark.NAMES) == set(benchmark.IMPLEMENTATIONS) | {"tutorial", "torch_reference"}
 
 
 def test_a_wrong_part_is_one_line(run_script):
@@ -88,7 +88,7 @@ def test_the_profile_tells_convolutions_from_other_layers():
             for module in modules:
                 module(x).sum().backward()
 
-        return benchmark.profiled(epoch)
+        return benchmark.profile_epoch(epoch)
 
     seconds, of_conv = passes(conv)
     assert seconds > 0
@@ -121,7 +121,7 @@ def test_the_cnn_and_the_hybrid(run_script, real_folder, tmp_path):
     shares = found["shares"]
     assert 0 < shares["convolutions"] < shares["layers"] < 1
     assert shares["outside"] == pytest.approx(1 - shares["layers"])
-    assert json.loads((tmp_path / "out/hybrid.json").read_text())["ratios"]["twin"] > 0
+    assert json.loads((tmp_path / "out/hybrid.json").read_text())["ratios"]["torch_reference"] > 0
     assert (tmp_path / "out/cnn.png").exists()
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import check_gradients
-import layers
+from numpy_nn import layers
 
 
 def worst(seed=0):
@@ -18,9 +18,9 @@ def worst(seed=0):
     ]  # fmt: skip
     errors = []
     for choice in chosen:
-        one = check_gradients.Combination(*choice, seed)
-        ours = one.by_hand()
-        errors += [check_gradients.relative_error(ours, other) for other in (one.by_differences(), one.by_autograd())]
+        one = check_gradients.GradientCase(*choice, seed)
+        ours = one.analytic()
+        errors += [check_gradients.relative_error(ours, other) for other in (one.central_differences(), one.autograd())]
     return max(errors)
 
 
@@ -67,7 +67,7 @@ def forgotten_gamma(self, original, dout, **options):
 
 FAULTS = {
     "ReLU without its mask": (layers.ReLU, lambda self, original, dout, **_: dout),
-    "leaky ReLU without its slope": (layers.LeakyReLU, lambda self, original, dout, **_: dout),
+    "leaky ReLU without its local_grad": (layers.LeakyReLU, lambda self, original, dout, **_: dout),
     "tanh's derivative is 1 - y": (layers.Tanh, lambda self, original, dout, **_: dout * (1 - self.y)),
     "sigmoid's derivative is y": (layers.Sigmoid, lambda self, original, dout, **_: dout * self.y),
     "GELU without its density's part": (layers.GELU, lambda self, original, dout, **_: dout * self.P),
@@ -77,9 +77,9 @@ FAULTS = {
     "W left out": (layers.Linear, lambda self, original, dout, **_: (
         original(self, dout), dout @ np.ones_like(self.params["W"]).T)[1]),
     "batch norm that forgets that its mean depends on x": (layers.BatchNorm, lambda self, original, dout, **_: (
-        original(self, dout), dout * self.params["gamma"] * self.inverse)[1]),
+        original(self, dout), dout * self.params["gamma"] * self.rstd)[1]),
     "layer norm that forgets its variance": (layers.LayerNorm, lambda self, original, dout, **_: (
-        original(self, dout), (dout - dout.mean(axis=1, keepdims=True)) * self.params["gamma"] * self.inverse)[1]),
+        original(self, dout), (dout - dout.mean(axis=1, keepdims=True)) * self.params["gamma"] * self.rstd)[1]),
     "gamma's gradient not filled": (layers.LayerNorm, forgotten_gamma),
 }  # fmt: skip
 

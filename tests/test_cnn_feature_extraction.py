@@ -15,14 +15,14 @@ import torch
 from conftest import command, environment, one_line
 from test_mlp_from_scratch import FILES, KEYS
 
-import backbone
+from torch_cnn import backbone
 import cnn_feature_extraction as cnn
 import data
 import hybrid_train
-import insights
+from torch_cnn import figures
 import mlp_from_scratch as mlp
-import runs
-import settings
+from support import runs
+from support import settings
 
 R0 = (32, 64, 128, 256, 512)
 
@@ -34,21 +34,21 @@ def small(seed=0, **options):
 def test_parameter_counts():
     # by hand: 3 x 3 x n_in x n_out weights and n_out biases each, then 512 x 3 x 3 features to 10 classes
     convolutions = 9 * (1 * 32 + 32 * 64 + 64 * 128 + 128 * 256 + 256 * 512) + sum(R0)
-    assert backbone.CNN(R0, (1, 2, 5), batch_norm=False).size == convolutions + 4608 * 10 + 10 == 1_614_090
-    assert backbone.CNN(R0, (1, 2, 5)).size == 1_614_090 + sum(R0)  # two numbers instead of a bias
+    assert backbone.CNN(R0, (1, 2, 5), batch_norm=False).num_parameters == convolutions + 4608 * 10 + 10 == 1_614_090
+    assert backbone.CNN(R0, (1, 2, 5)).num_parameters == 1_614_090 + sum(R0)  # two numbers instead of a bias
 
 
 def five(*channels, **options):
     """(parameters, multiply-adds) of the network with these settings, by the table of its stages."""
     s = settings.load(cnn, channels=channels, **options)
     model = backbone.build(s)
-    rows = backbone.stages(model)
-    assert sum(row[2] for row in rows) == model.size
-    text = backbone.stage_table(model).splitlines()
+    rows = backbone.layer_summary(model)
+    assert sum(row[2] for row in rows) == model.num_parameters
+    text = backbone.summary(model).splitlines()
     assert len(text) == 1 + len(rows) + 1
-    assert text[-1].split() == ["sum", f"{model.size:,}", f"{sum(row[3] for row in rows):,}"]
+    assert text[-1].split() == ["sum", f"{model.num_parameters:,}", f"{sum(row[3] for row in rows):,}"]
     assert model.eval()(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
-    return model.size, sum(row[3] for row in rows)
+    return model.num_parameters, sum(row[3] for row in rows)
 
 
 def test_the_networks_of_the_reference_projects():
@@ -61,7 +61,7 @@ def test_the_networks_of_the_reference_projects():
     k = [25 * 32, 25 * 32 * 64, *weights[2:]]
     work = k[0] * 784 + k[1] * 196 + k[2] * 49 + k[3] * 9 + k[4] * 1 + 512 * 10
     expected = sum(k) + 2 * sum(R0) + 512 * 10 + 10, work
-    shape = {"kernel_sizes": (5, 5, 3, 3, 3), "pool_after": (1, 2, 3, 4), "reduce": "average", "pool": "average"}
+    shape = {"kernel_sizes": (5, 5, 3, 3, 3), "pool_after": (1, 2, 3, 4), "global_pool": "average", "pool": "average"}
     assert five(*R0, **shape) == expected
     # R2: five convolutions with dropout, whose last fully connected layer (128) gives the features
     size = sum(weights) + sum(R0) + 4608 * 128 + 128 + 128 * 10 + 10
@@ -79,7 +79,7 @@ def test_the_networks_of_the_reference_projects():
 
 
 def test_the_options_make_the_layers_they_name():
-    options = {"activation": "gelu", "pool": "average", "kernel_sizes": (4, 5), "dropout": 0.3, "reduce": "average",
+    options = {"activation": "gelu", "pool": "average", "kernel_sizes": (4, 5), "dropout": 0.3, "global_pool": "average",
                "fc": (7,), "fc_norm": True, "fc_dropout": 0.2}  # fmt: skip
     model = backbone.build(settings.load(cnn, channels=(3, 5), pool_after=(2,), **options))
     names = [type(module).__name__ for module in model.backbone]
@@ -89,7 +89,7 @@ def test_the_options_make_the_layers_they_name():
     assert model.features(torch.zeros(2, 1, 28, 28)).shape == (2, 7)
     assert model.name == "CNN 3-5-7"
     with pytest.raises(settings.SettingError, match="give one for each"):
-        cnn.check(settings.load(cnn, kernel_sizes=(3, 5)))
+        cnn.check_settings(settings.load(cnn, kernel_sizes=(3, 5)))
 
 
 @pytest.mark.parametrize(("init", "std"), [
@@ -103,7 +103,7 @@ def test_initialisation(init, std):
 
 def test_learning_rates_of_each_schedule():
     quarter = (1 + 0.5**0.5) / 2  # the cosine of 45 degrees, from 0 to 1
-    for schedule, fall in (("triangle", (0.75, 0.5, 0)), ("cosine", (quarter, 0.5, 0)), ("constant", (1, 1, 1))):
+    for schedule, fall in (("linear", (0.75, 0.5, 0)), ("cosine", (quarter, 0.5, 0)), ("constant", (1, 1, 1))):
         s = settings.load(cnn, schedule=schedule, warmup=0.2, learning_rate=0.4)
         found = [cnn.rate_at(done, s) / 0.4 for done in (0, 0.1, 0.2, 0.4, 0.6, 1)]
         assert found == pytest.approx([0.05, 0.525, 1, *fall])
@@ -128,7 +128,7 @@ def test_hires_cam_by_hand():
         weights = model.classifier.weight[labels].reshape(4, 2, 14, 14)  # a linear classifier's gradient
     heat = (weights * maps).sum(dim=1).clamp(min=0)
     expected = torch.nn.functional.interpolate(heat[:, None], scale_factor=2, mode="bilinear")[:, 0]
-    found = insights.hires_cam(model, X, labels)
+    found = figures.hires_cam(model, X, labels)
     assert torch.allclose(found, expected, rtol=1e-4, atol=1e-6)
     assert found.max() > 0
 
@@ -136,7 +136,7 @@ def test_hires_cam_by_hand():
 @pytest.mark.parametrize("features", [np.full((200, 8), 0.5, np.float32), np.eye(200, 1, dtype=np.float32)])
 def test_features_without_two_dimensions_have_no_picture(features):
     """As of a network whose neurons have died, which t-SNE would crash on."""
-    assert insights.planes(features) == {}
+    assert figures.embed_2d(features) == {}
 
 
 def test_features_that_fit_no_longer_are_not_overwritten(digits, tmp_path, capsys):
@@ -153,15 +153,15 @@ def test_features_that_fit_no_longer_are_not_overwritten(digits, tmp_path, capsy
 def test_the_last_stages_maps_are_the_features():
     model = small().eval()
     X = torch.rand(3, 1, 28, 28)
-    maps = insights.stage_maps(model, X)
+    maps = figures.activation_maps(model, X)
     assert [values.shape for values in maps.values()] == [(3, 4, 14, 14), (3, 6, 7, 7)]
-    assert np.allclose(maps["convolution 2"].reshape(3, -1), cnn.extract(model, X).numpy(), atol=1e-6)
+    assert np.allclose(maps["convolution 2"].reshape(3, -1), cnn.extract_features(model, X).numpy(), atol=1e-6)
 
 
 def test_two_processes_take_the_steps_of_one(tmp_path):
     """Over gloo on this machine: the same batches, in halves, give the same weights; and only the first process writes."""
     flags = ("--dataset", "digits", "--epochs", 2, "--batch-size", 50, "--channels", 4, 6, "--pool-after", 1, 2,
-             "--no-batch-norm", "--no-flip", "--shift", 0, "--learning-rate", 0.02, "--precision", "float32")  # fmt: skip
+             "--norm none", "--no-flip", "--shift", 0, "--learning-rate", 0.02, "--precision", "float32")  # fmt: skip
     script, *_ = command("cnn_feature_extraction")[1:]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script]
     for name, start in (("one", [sys.executable, script]), ("two", torchrun)):
@@ -169,7 +169,7 @@ def test_two_processes_take_the_steps_of_one(tmp_path):
                               capture_output=True, check=False)  # fmt: skip
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("figures, weights and metrics.json are in") == 1
-    one, two = (runs.load_weights(tmp_path / name / "backbone.safetensors")[0] for name in ("one", "two"))
+    one, two = (files.load_weights(tmp_path / name / "backbone.safetensors")[0] for name in ("one", "two"))
     for name, value in one.items():
         assert np.allclose(value, two[name], rtol=1e-3, atol=1e-5), name
     tables = [list(csv.DictReader((tmp_path / name / "history.csv").read_text().splitlines())) for name in ("one", "two")]
@@ -179,22 +179,22 @@ def test_two_processes_take_the_steps_of_one(tmp_path):
 
 
 def test_each_process_needs_images_of_every_batch(monkeypatch):
-    monkeypatch.setattr(cnn, "processes", lambda: (0, 3))
+    monkeypatch.setattr(cnn, "init_distributed", lambda: (0, 3))
     with pytest.raises(settings.SettingError, match="--batch-size 5: with so many processes at least 6"):
-        cnn.check(settings.load(cnn, batch_size=5))
-    cnn.check(settings.load(cnn, batch_size=6))
+        cnn.check_settings(settings.load(cnn, batch_size=5))
+    cnn.check_settings(settings.load(cnn, batch_size=6))
 
 
 def test_a_gpu_without_enough_memory_is_one_line(digits, monkeypatch):
     def full(*arguments):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(cnn.Training, "run", full)
+    monkeypatch.setattr(cnn.Trainer, "run", full)
     s = settings.load(cnn, channels=(2,), pool_after=(1,), batch_size=64)
-    with pytest.raises(runs.RunError, match="try --batch-size 32"):
+    with pytest.raises(files.RunError, match="try --batch-size 32"):
         cnn.train(digits, s, SimpleNamespace(keep=lambda *whatever: None))
     s.batch_size = 1
-    with pytest.raises(runs.RunError, match="--batch-size 1: try --device cpu"):
+    with pytest.raises(files.RunError, match="--batch-size 1: try --device cpu"):
         cnn.train(digits, s, SimpleNamespace(keep=lambda *whatever: None))
 
 
@@ -202,8 +202,8 @@ def test_a_gpu_without_enough_memory_is_one_line(digits, monkeypatch):
     ((1, 2, 5), [14, 7, 7, 7, 3]), ((), [28] * 5), ((1, 2, 3, 4), [14, 7, 3, 1, 1]),
 ])  # fmt: skip
 def test_sides(pool_after, expected):
-    assert backbone.sides(R0, pool_after) == expected
-    features = cnn.extract(backbone.CNN((2,) * 5, pool_after), torch.zeros(1, 1, 28, 28))
+    assert backbone.feature_map_sizes(R0, pool_after) == expected
+    features = cnn.extract_features(backbone.CNN((2,) * 5, pool_after), torch.zeros(1, 1, 28, 28))
     assert features.shape == (1, 2 * expected[-1] ** 2)
 
 
@@ -213,7 +213,7 @@ def test_sides(pool_after, expected):
 ])  # fmt: skip
 def test_an_impossible_stack(channels, pool_after, said):
     with pytest.raises(settings.SettingError, match=said):
-        backbone.sides(channels, pool_after)
+        backbone.feature_map_sizes(channels, pool_after)
 
 
 def test_the_features_are_those_of_convolution_max_pooling_norm_and_relu():
@@ -228,7 +228,7 @@ def test_the_features_are_those_of_convolution_max_pooling_norm_and_relu():
         x = x.reshape(3, -1, side, 2, side, 2).amax(dim=(3, 5))
         scale = norm.weight / torch.sqrt(norm.running_var + 1e-5)
         x = torch.relu((x - norm.running_mean[:, None, None]) * scale[:, None, None] + norm.bias[:, None, None])
-    assert torch.allclose(cnn.extract(model, X), x.flatten(1), atol=1e-5)
+    assert torch.allclose(cnn.extract_features(model, X), x.flatten(1), atol=1e-5)
 
 
 def tiny(**options):
@@ -236,7 +236,7 @@ def tiny(**options):
 
 
 def test_training_steps_by_hand(digits, tmp_path):
-    """Three steps of SGD with Nesterov momentum, weight decay, smoothing, the triangle and the average, by hand."""
+    """Three steps of SGD with Nesterov momentum, weight decay, smoothing, the linear and the average, by hand."""
     s = tiny(epochs=1, batch_size=500, learning_rate=0.1, flip=False, shift=0, average=0.9, batch_norm=False)
     X, y = torch.from_numpy(digits.train.X[:1500])[:, None], torch.from_numpy(digits.train.y[:1500])
     model = backbone.CNN((4,), (1,), False, generator=torch.Generator().manual_seed(0))
@@ -257,7 +257,7 @@ def test_training_steps_by_hand(digits, tmp_path):
             params[i].data -= rate * (gradient + 0.9 * velocity[i])
             decay = 0 if step == 0 else min(0.9, (1 + step) / (10 + step))  # the first average is the first weights
             mean[i] = decay * mean[i] + (1 - decay) * params[i].data
-    training = cnn.Training(model, s)
+    training = cnn.Trainer(model, s)
     training.run(X, y, X, y, lambda row: None)
     for ours, expected in zip(training.averaged.module.parameters(), mean, strict=True):
         assert torch.allclose(ours, expected, rtol=1e-4, atol=1e-6)
@@ -269,7 +269,7 @@ def test_augmentation_is_drawn_afresh_for_every_batch(digits, monkeypatch):
     monkeypatch.setattr(cnn, "augment", lambda *arguments: calls.append(original(*arguments)) or calls[-1])
     X, y = torch.from_numpy(digits.train.X[:64])[:, None], torch.from_numpy(digits.train.y[:64])
     model = backbone.CNN((4,), (1,), generator=torch.Generator().manual_seed(0))
-    cnn.Training(model, tiny(epochs=2, batch_size=64)).run(X, y, X, y, lambda row: None)
+    cnn.Trainer(model, tiny(epochs=2, batch_size=64)).run(X, y, X, y, lambda row: None)
     assert len(calls) == 2
     first, second = (set(map(bytes, map(np.ascontiguousarray, call.numpy()))) for call in calls)
     assert len(first & second) < 48  # of 64 images, each one of 18 variants
@@ -292,17 +292,17 @@ def test_features_are_in_eval_mode_and_change_nothing():
     model = small().train()
     X = torch.rand(7, 1, 28, 28)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    features = cnn.extract(model, X)
+    features = cnn.extract_features(model, X)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     for i in range(7):  # each image's features are its own, whatever the batch
-        assert torch.allclose(cnn.extract(model, X[i : i + 1])[0], features[i], atol=1e-5)
-    assert torch.allclose(cnn.classify(model, features), model(X), atol=1e-5)
+        assert torch.allclose(cnn.extract_features(model, X[i : i + 1])[0], features[i], atol=1e-5)
+    assert torch.allclose(cnn.classifier_logits(model, features), model(X), atol=1e-5)
 
 
 def test_normalisation_is_part_of_the_model():
     X = torch.rand(2, 1, 28, 28)
-    plain, normed = small(), small(mean=0.3, std=0.4)
-    assert torch.allclose(cnn.extract(normed, X), cnn.extract(plain, (X - 0.3) / 0.4))
+    plain, x_hat = small(), small(mean=0.3, std=0.4)
+    assert torch.allclose(cnn.extract_features(x_hat, X), cnn.extract_features(plain, (X - 0.3) / 0.4))
 
 
 def test_features_file_is_in_step_and_never_stale(digits, tmp_path, capsys):
@@ -311,9 +311,9 @@ def test_features_file_is_in_step_and_never_stale(digits, tmp_path, capsys):
     for part in ("train", "val", "test"):
         split = getattr(digits, part)
         assert np.array_equal(features[f"y_{part}"], split.y)
-        assert np.array_equal(features[f"index_{part}"], split.index)
+        assert np.array_equal(features[f"index_{part}"], split.indices)
         some = RNG.permutation(len(split.y))[:5]
-        expected = cnn.extract(model, torch.from_numpy(split.X[some])[:, None])
+        expected = cnn.extract_features(model, torch.from_numpy(split.X[some])[:, None])
         assert np.allclose(features[f"X_{part}"][some], expected, atol=1e-5)
     capsys.readouterr()
 
@@ -350,10 +350,10 @@ def test_saved_and_restored_features_are_identical(digits, tmp_path):
     s = settings.load(cnn, data, runs, channels=(4, 6), pool_after=(1, 2), split_seed=3)
     model = small(mean=0.2, std=0.3)
     cnn.save(tmp_path / "b.safetensors", model, digits, s)
-    again, about = cnn.restore(tmp_path / "b.safetensors")
+    again, metadata = cnn.restore(tmp_path / "b.safetensors")
     X = torch.rand(3, 1, 28, 28)
-    assert torch.equal(cnn.extract(model, X), cnn.extract(again, X))
-    assert (about["split_seed"], about["dataset"]) == (3, "digits")
+    assert torch.equal(cnn.extract_features(model, X), cnn.extract_features(again, X))
+    assert (metadata["split_seed"], metadata["dataset"]) == (3, "digits")
 
 
 def test_precision_and_device():
@@ -392,15 +392,15 @@ def test_training_learns_and_the_same_seed_gives_the_same_network(digits, precis
             model, history = cnn.train(digits, s, run)
         assert history["val_accuracy"][-1] > 0.85
         assert history["train_loss"][-1] < history["train_loss"][0]
-        assert model.mean.item() == pytest.approx(data.statistics(digits.train.X)[0])  # of the training split alone
-        logits = cnn.classify(model, cnn.extract(model, torch.from_numpy(digits.val.X)[:, None]))
+        assert model.mean.item() == pytest.approx(data.mean_std(digits.train.X)[0])  # of the training split alone
+        logits = cnn.classifier_logits(model, cnn.extract_features(model, torch.from_numpy(digits.val.X)[:, None]))
         assert cnn.score(logits, torch.from_numpy(digits.val.y))[1] == pytest.approx(history["val_accuracy"][-1], abs=0.01)
-        found.append(cnn.extract(model, torch.from_numpy(digits.test.X[:50])[:, None]))
+        found.append(cnn.extract_features(model, torch.from_numpy(digits.test.X[:50])[:, None]))
     assert torch.equal(*found)
 
 
 def test_the_script(run_script, tmp_path):
-    small_network = ("--channels", 8, 16, 16, "--pool-after", 1, 2, "--no-batch-norm", "--learning-rate", 0.05)
+    small_network = ("--channels", 8, 16, 16, "--pool-after", 1, 2, "--norm none", "--learning-rate", 0.05)
     done = run_script("cnn_feature_extraction", "--dataset", "digits", "--quick", *small_network, "--output-dir", "out")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.strip().splitlines()[-1] == "out"
@@ -441,7 +441,7 @@ def test_killed_and_resumed_it_ends_as_if_never_stopped(run_script, tmp_path):
     assert (resumed.returncode, resumed.stderr) == (0, "")
     assert "taking up killed after epoch" in resumed.stdout
     for name in ("backbone.safetensors", "checkpoint.safetensors"):
-        one, two = (runs.load_weights(tmp_path / folder / name)[0] for folder in ("whole", "killed"))
+        one, two = (files.load_weights(tmp_path / folder / name)[0] for folder in ("whole", "killed"))
         assert one.keys() == two.keys()
         for key in one:
             assert np.array_equal(one[key], two[key]), key
@@ -463,16 +463,16 @@ def test_taken_up_after_any_epoch_it_ends_the_same(options, digits, tmp_path):
 
     def fresh():
         model = backbone.build(s, generator=torch.Generator().manual_seed(0))
-        return cnn.Training(model.to(memory_format=torch.channels_last), s)
+        return cnn.Trainer(model.to(memory_format=torch.channels_last), s)
 
     def keep():
-        runs.save_weights(tmp_path / f"{len(whole.history['epoch'])}.safetensors", whole.arrays(), whole.about())
+        files.save_weights(tmp_path / f"{len(whole.history['epoch'])}.safetensors", whole.arrays(), whole.about())
 
     whole = fresh()
     whole.run(X, y, X_val, y_val, lambda row: None, keep)
     for epoch in (1, 2, 3):
         again = fresh()
-        again.take_up(*runs.load_weights(tmp_path / f"{epoch}.safetensors"))
+        again.take_up(*files.load_weights(tmp_path / f"{epoch}.safetensors"))
         again.run(X, y, X_val, y_val, lambda row: None)
         for (name, one), two in zip(whole.averaged.state_dict().items(), again.averaged.state_dict().values(), strict=True):
             assert torch.equal(one, two), (epoch, name)
@@ -486,16 +486,16 @@ def test_a_checkpoint_of_another_network_is_refused_and_nothing_changes(tmp_path
     cnn.run(SimpleNamespace(**vars(s)))
     before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
     path = tmp_path / "run/checkpoint.safetensors"
-    tensors, about = runs.load_weights(path)
+    tensors, metadata = files.load_weights(path)
     for change, said in (
         (lambda: path.write_bytes(before[path][:-9]), "damaged"),
         (path.unlink, "cannot be taken up without it"),
-        (lambda: runs.save_weights(path, tensors, about | {"split": "other"}), "other data"),
-        (lambda: runs.save_weights(path, tensors, about | {"settings": {}}), "other settings: activation"),
-        (lambda: runs.save_weights(path, tensors | {"model.classifier.bias": np.zeros(9)}, about), "not as this project"),
+        (lambda: files.save_weights(path, tensors, metadata | {"split": "other"}), "other data"),
+        (lambda: files.save_weights(path, tensors, metadata | {"settings": {}}), "other settings: activation"),
+        (lambda: files.save_weights(path, tensors | {"model.classifier.bias": np.zeros(9)}, metadata), "not as this project"),
     ):
         change()
-        with pytest.raises(runs.RunError, match=said):
+        with pytest.raises(files.RunError, match=said):
             cnn.run(SimpleNamespace(**vars(s) | {"resume": str(tmp_path / "run")}))
         assert {p: p.read_bytes() for p in (tmp_path / "run").iterdir() if p != path} == {
             p: content for p, content in before.items() if p != path}  # fmt: skip
@@ -508,8 +508,8 @@ def test_divergence_stops_with_its_cause_and_keeps_the_checkpoint(tmp_path, monk
                       learning_rate=0.01, device="cpu", output_dir=str(tmp_path / "run"))  # fmt: skip
     with pytest.raises(runs.Diverged, match="in epoch 3, at learning rate 1e\\+09: lower --learning-rate; the last"):
         cnn.run(s)
-    _, about = runs.load_weights(tmp_path / "run/checkpoint.safetensors")
-    assert about["epoch"] == 2
+    _, metadata = files.load_weights(tmp_path / "run/checkpoint.safetensors")
+    assert metadata["epoch"] == 2
     assert not (tmp_path / "run/metrics.json").exists()
 
 
@@ -541,7 +541,7 @@ def test_compiled_it_takes_the_same_steps(digits):
     networks = []
     for compiled in (False, True):
         model = small()
-        training = cnn.Training(model, tiny(epochs=1, batch_size=64, compile=compiled, average=0.0))
+        training = cnn.Trainer(model, tiny(epochs=1, batch_size=64, compile=compiled, average=0.0))
         assert hasattr(training.network, "_orig_mod") == compiled  # as torch.compile's modules have
         training.run(X, y, X, y, lambda row: None)
         networks.append(model)

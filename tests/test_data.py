@@ -36,10 +36,10 @@ def test_sizes_and_stratification(real):
 
 
 def test_training_and_validation_are_the_60000_and_the_test_images_are_all_and_in_order(real):
-    assert np.array_equal(np.sort(np.concatenate([real.train.index, real.val.index])), np.arange(60_000))
+    assert np.array_equal(np.sort(np.concatenate([real.train.indices, real.val.index])), np.arange(60_000))
     assert np.array_equal(real.test.index, np.arange(10_000))
     assert real.test.y[:10].tolist() == [9, 2, 1, 1, 6, 1, 4, 6, 5, 7]  # as the dataset's authors show them
-    assert (np.diff(real.train.index) > 0).all()
+    assert (np.diff(real.train.indices) > 0).all()
 
 
 def test_each_image_has_the_label_of_its_index(real, real_folder):
@@ -47,8 +47,8 @@ def test_each_image_has_the_label_of_its_index(real, real_folder):
     X = np.frombuffer(images, np.uint8, offset=16).reshape(-1, 28, 28)
     y = np.frombuffer(labels, np.uint8, offset=8)
     for split in (real.train, real.val):
-        assert np.array_equal(split.X, X[split.index] / np.float32(255))
-        assert np.array_equal(split.y, y[split.index])
+        assert np.array_equal(split.X, X[split.indices] / np.float32(255))
+        assert np.array_equal(split.y, y[split.indices])
 
 
 def test_the_split_is_the_same_in_every_process_and_another_for_another_seed(digits):
@@ -74,7 +74,7 @@ def test_every_class_has_its_share(n):
 
 def test_statistics_and_batches():
     X = np.random.default_rng(0).random((100, 28, 28), dtype=np.float32)
-    assert data.statistics(X) == pytest.approx((X.mean(dtype=np.float64), X.std(dtype=np.float64)), rel=1e-6)
+    assert data.mean_std(X) == pytest.approx((X.mean(dtype=np.float64), X.std(dtype=np.float64)), rel=1e-6)
     batches = data.batches(10, 4, np.random.default_rng(0))
     assert [len(batch) for batch in batches] == [4, 4, 2]
     assert sorted(np.concatenate(batches)) == list(range(10))
@@ -83,9 +83,9 @@ def test_statistics_and_batches():
 def test_normalisation():
     X = np.random.default_rng(0).random((50, 28, 28), dtype=np.float32)
     X[:, 0, 0] = 0.25  # a pixel that never changes
-    assert data.normalisation(X, "none") == (0.0, 1.0)
-    assert data.normalisation(X, "standard") == data.statistics(X)
-    mean, std = data.normalisation(X, "pixel")
+    assert data.normalization_stats(X, "none") == (0.0, 1.0)
+    assert data.normalization_stats(X, "standard") == data.mean_std(X)
+    mean, std = data.normalization_stats(X, "pixel")
     assert mean == pytest.approx(X.mean(axis=0), abs=1e-6)
     assert mean[0, 0] == 0.25
     assert std[0, 0] == 1

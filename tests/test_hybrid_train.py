@@ -17,10 +17,10 @@ from test_mlp_from_scratch import FILES, KEYS
 import cnn_feature_extraction as cnn
 import data
 import hybrid_train
-import layers
+from numpy_nn import layers
 import mlp_from_scratch as mlp
-import runs
-import settings
+from support import runs
+from support import settings
 
 SMALL = ("--channels", 8, 16, "--pool-after", 1, 2, "--learning-rate", 0.1, "--head-hidden", 32)
 TINY = ("--dataset", "digits", "--quick", *SMALL)
@@ -54,13 +54,13 @@ def test_files_and_figures(hybrid):
 def test_the_reported_accuracies_are_those_of_the_saved_files(hybrid):
     folder, _ = hybrid
     metrics = json.loads((folder / "metrics.json").read_text())
-    head, about = mlp.restore(folder / "head.safetensors")
-    weights, _ = runs.load_weights(folder / "backbone.safetensors")
+    head, metadata = mlp.restore(folder / "head.safetensors")
+    weights, _ = files.load_weights(folder / "backbone.safetensors")
     labels = data.load("digits", quick=True).test.y
     with np.load(folder / "features.npz", allow_pickle=False) as file:
         X, y = file["X_test"], file["y_test"]
     assert np.array_equal(y, labels)
-    hybrid_logits = head.forward((X - np.float32(about["mean"])) / np.float32(about["std"]))
+    hybrid_logits = head.forward((X - np.float32(metadata["mean"])) / np.float32(metadata["std"]))
     assert np.mean(hybrid_logits.argmax(axis=1) == y) == metrics["test_accuracy"] > 0.8
     cnn_logits = X @ weights["classifier.weight"].T + weights["classifier.bias"]
     assert np.mean(cnn_logits.argmax(axis=1) == y) == metrics["cnn_test_accuracy"] > 0.8
@@ -101,9 +101,9 @@ def test_backbones_that_cannot_be_taken(hybrid, run_script, tmp_path):
     good = folder / "backbone.safetensors"
     assert "--split-seed 0" in one_line(run_script("hybrid_train", *TINY, "--backbone", good, "--split-seed", 5), 1)
     assert "own folder" in one_line(run_script("hybrid_train", *TINY, "--backbone", good, "--output-dir", folder), 2)
-    tensors, about = runs.load_weights(good)
-    for wrong in ({"model": "cnn"}, about | {"settings": about["settings"] | {"channels": [8, 17]}}):
-        runs.save_weights(broken, tensors, wrong)
+    tensors, metadata = files.load_weights(good)
+    for wrong in ({"model": "cnn"}, metadata | {"settings": metadata["settings"] | {"channels": [8, 17]}}):
+        files.save_weights(broken, tensors, wrong)
         assert "not as this project writes it" in one_line(run_script("hybrid_train", *TINY, "--backbone", broken), 1)
     assert not (tmp_path / "runs").exists()
 
@@ -169,14 +169,14 @@ def test_the_gradient_that_goes_on_into_pytorch(options):
     network.params += 0.1 * np.random.default_rng(2).standard_normal(network.params.shape)
     features = torch.randn(7, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(3), requires_grad=True)
     # a network of its own for each call: gradcheck goes back only after many passes, and each draws the same dropout
-    assert torch.autograd.gradcheck(lambda x: hybrid_train.Bridge.apply(x, copy.deepcopy(network)), (features,))
+    assert torch.autograd.gradcheck(lambda x: hybrid_train.NumpyMLPFunction.apply(x, copy.deepcopy(network)), (features,))
 
 
 def test_a_forgotten_pass_is_not_gone_back():
     network = mlp.MLP((3, 2), np.random.default_rng(0))
     features = torch.ones(4, 3, requires_grad=True)
-    first = hybrid_train.Bridge.apply(features, network)
-    second = hybrid_train.Bridge.apply(features, network)
+    first = hybrid_train.NumpyMLPFunction.apply(features, network)
+    second = hybrid_train.NumpyMLPFunction.apply(features, network)
     second.sum().backward()
     with pytest.raises(RuntimeError, match="another forward pass"):
         first.sum().backward()
@@ -189,7 +189,7 @@ def test_twenty_joint_steps_beside_a_twin_all_in_torch():
     labels = torch.randint(4, (20, 16), generator=generator)
     network = mlp.MLP((48, 12, 10, 4), np.random.default_rng(0), dropout=0.3, dropout_rng=np.random.default_rng(1),
                       dtype=np.float64)  # fmt: skip
-    head = hybrid_train.Head(network, 0.01, mean=0.3, std=0.7)
+    head = hybrid_train.NumpyHead(network, 0.01, mean=0.3, std=0.7)
 
     def convolution():
         torch.manual_seed(5)
@@ -231,17 +231,17 @@ def test_joint_training_taken_up_ends_the_same(digits, tmp_path):
 
     def fresh():
         model = cnn.build(s, generator=torch.Generator().manual_seed(0))
-        model.classifier = hybrid_train.Head(mlp.MLP((196, 12, 10), np.random.default_rng(0)), 0.01)
-        return cnn.Training(model, s, head=model.classifier)
+        model.classifier = hybrid_train.NumpyHead(mlp.MLP((196, 12, 10), np.random.default_rng(0)), 0.01)
+        return cnn.Trainer(model, s, head=model.classifier)
 
     def keep():
-        runs.save_weights(tmp_path / f"{len(whole.history['epoch'])}.safetensors", whole.arrays(), whole.about())
+        files.save_weights(tmp_path / f"{len(whole.history['epoch'])}.safetensors", whole.arrays(), whole.about())
 
     whole = fresh()
     whole.run(X, y, X_val, y_val, lambda row: None, keep)
     for epoch in (1, 2):
         again = fresh()
-        again.take_up(*runs.load_weights(tmp_path / f"{epoch}.safetensors"))
+        again.take_up(*files.load_weights(tmp_path / f"{epoch}.safetensors"))
         again.run(X, y, X_val, y_val, lambda row: None)
         assert again.history["train_loss"] == whole.history["train_loss"]
         for (name, one), two in zip(whole.averaged.state_dict().items(), again.averaged.state_dict().values(), strict=True):
@@ -251,7 +251,7 @@ def test_joint_training_taken_up_ends_the_same(digits, tmp_path):
 
 
 def test_the_average_of_a_head_is_another_network():
-    head = hybrid_train.Head(mlp.MLP((3, 4, 2), np.random.default_rng(0)), 0.1)
+    head = hybrid_train.NumpyHead(mlp.MLP((3, 4, 2), np.random.default_rng(0)), 0.1)
     averaged = copy.deepcopy(head).eval()
     averaged.params.zero_()
     x = torch.ones(5, 3)
@@ -288,13 +288,13 @@ def test_the_whole_hybrid_is_one_file_that_predicts_the_same_elsewhere(kind, hyb
     folder = hybrid[0] if kind == "frozen" else joint
     images = data.load("digits", quick=True)
     X = torch.from_numpy(images.test.X)[:, None]
-    model, about = hybrid_train.restore(folder / "hybrid.safetensors")
+    model, metadata = hybrid_train.restore(folder / "hybrid.safetensors")
     with torch.no_grad():
         logits = model(X).numpy()
     metrics = json.loads((folder / "metrics.json").read_text())
     assert np.mean(logits.argmax(axis=1) == images.test.y) == pytest.approx(metrics["test_accuracy"], abs=1e-9)
-    assert tuple(about["classes"]) == images.classes
-    assert about["fingerprint"] == images.fingerprint()
+    assert tuple(metadata["classes"]) == images.classes
+    assert metadata["fingerprint"] == images.fingerprint()
     code = (f"import hybrid_train, data, torch; m, _ = hybrid_train.restore({str(folder / 'hybrid.safetensors')!r})\n"
             "with torch.no_grad(): l = m(torch.from_numpy(data.load('digits', quick=True).test.X)[:, None]).numpy()\n"
             "print(data.digest(l))")  # fmt: skip
@@ -314,10 +314,10 @@ def test_heads_that_cannot_be_taken(hybrid, run_script, tmp_path):
     assert "is the backbone's own folder; name another" in line
     images, s = data.load("digits", quick=True), settings.load(hybrid_train, cnn, data, runs, head=str(head[1]))
     s.channels, s.pool_after = (8, 9), (1, 2)
-    with pytest.raises(runs.RunError, match="is a head for 784 features and 10 classes"):
+    with pytest.raises(files.RunError, match="is a head for 784 features and 10 classes"):
         hybrid_train.build_head(images, s)
     s.channels = (8, 16)
-    assert hybrid_train.build_head(images, s).network.built["sizes"] == (784, 32, 10)
+    assert hybrid_train.build_head(images, s).network.config["sizes"] == (784, 32, 10)
     assert s.head_hidden == (32,)  # for settings.json, by which a resumed run is built
-    with pytest.raises(runs.RunError, match="not the hybrid"):
+    with pytest.raises(files.RunError, match="not the hybrid"):
         hybrid_train.restore(folder / "head.safetensors")

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import data
-import layers
+from numpy_nn import layers
 import mlp_from_scratch as mlp
-import settings
+from support import settings
 
 drawing.register_profile("here", deadline=None, derandomize=True, max_examples=60)  # the same examples on every machine
 drawing.load_profile("here")
@@ -34,9 +34,9 @@ def test_the_gradient_of_any_network_in_any_direction(hidden, n, features, class
         model.params[:] = start + t * direction
         return layers.LOSSES[loss][0](model.forward(X, training=True), y, 0.1)
 
-    slope = (along(h)[0] - along(-h)[0]) / (2 * h)
+    local_grad = (along(h)[0] - along(-h)[0]) / (2 * h)
     model.backward(along(0)[1])
-    assert model.grads @ direction == pytest.approx(slope, rel=1e-4, abs=1e-7)
+    assert model.grads @ direction == pytest.approx(local_grad, rel=1e-4, abs=1e-7)
 
 
 @given(st.integers(1, 40), st.integers(1, 50), st.sampled_from(["none", "layer"]), st.integers(0, 9999))
@@ -45,7 +45,7 @@ def test_pieces_of_any_size_give_the_same_logits(n, batch_size, norm, seed):
     model = mlp.MLP((5, 4, 3), rng, norm=norm, dtype=np.float64)
     X = rng.standard_normal((n, 5))
     whole = model.forward(X).copy()
-    assert np.allclose(model.logits(X, batch_size), whole, rtol=1e-12, atol=1e-14)
+    assert np.allclose(model.predict_logits(X, batch_size), whole, rtol=1e-12, atol=1e-14)
 
 
 @given(st.integers(1, 30), st.integers(1, 40), st.sampled_from(["none", "batch", "layer"]))
@@ -54,7 +54,7 @@ def test_any_batch_size_trains_on_every_image_once_an_epoch(n, batch_size, norm)
     rng = np.random.default_rng(0)
     X, y = rng.random((n, 6), dtype=np.float32), np.arange(n) % 3
     rows = []
-    training = mlp.Training(*mlp.build(6, 3, s), s, n)
+    training = mlp.Trainer(*mlp.build(6, 3, s), s, n)
     training.run(X, y, X, y, rows.append)
     assert training.optimizer.t == 2 * -(-n // s.batch_size)
     assert np.isfinite(training.model.params).all()
@@ -85,8 +85,8 @@ def test_extreme_logits(logits, loss, smoothing, data):
 def test_constant_pixels(how, norm, value):
     X = np.random.default_rng(0).random((20, 3, 3), dtype=np.float32)
     X[:, 0] = value  # a row of pixels that is the same in all images
-    mean, std = data.normalisation(X, how)
-    rows = mlp.standardised(X, mean, std)
+    mean, std = data.normalization_stats(X, how)
+    rows = mlp.standardize(X, mean, std)
     assert np.isfinite(rows).all()
     s = settings.load(mlp, hidden=(4,), norm=norm, batch_size=8, epochs=2)
     with np.errstate(all="raise", under="ignore"):
@@ -102,7 +102,7 @@ def test_a_class_missing_from_the_data(missing, loss):
     X = rng.random((60, 6), dtype=np.float32)
     s = settings.load(mlp, hidden=(8,), loss=loss, batch_size=20, epochs=60, learning_rate=0.03, average=0.0)
     model, _ = mlp.train(X, y, X, y, 5, s, lambda row: None)
-    assert layers.LOSSES[loss][1](model.logits(X)).mean(axis=0).argmin() == missing
+    assert layers.LOSSES[loss][1](model.predict_logits(X)).mean(axis=0).argmin() == missing
     assert np.isfinite(model.params).all()
 
 
@@ -111,7 +111,7 @@ def test_a_copy_of_a_network_goes_on_learning(make):
     rng = np.random.default_rng(0)
     X, y = rng.random((40, 6), dtype=np.float32), np.arange(40) % 3
     s = settings.load(mlp, hidden=(4,), epochs=2, batch_size=8)
-    training = mlp.Training(*mlp.build(6, 3, s), s, 40)
+    training = mlp.Trainer(*mlp.build(6, 3, s), s, 40)
     training.run(X, y, X, y, lambda row: None)
     again = make(training)
     for one in (training, again):
@@ -120,7 +120,7 @@ def test_a_copy_of_a_network_goes_on_learning(make):
         one.run(X, y, X, y, lambda row: None)
     assert again.model.params is not training.model.params
     assert np.array_equal(again.model.params, training.model.params)
-    assert np.array_equal(again.model.logits(X), training.model.logits(X))
+    assert np.array_equal(again.model.predict_logits(X), training.model.predict_logits(X))
     assert all(np.shares_memory(view, again.model.params) for name, view in again.model.views.items() if "W" in name)
 
 
@@ -160,9 +160,9 @@ def test_several_threads_may_use_one_network(options):
     model = mlp.MLP((50, 40, 30, 10), rng, **options)
     model.forward(rng.standard_normal((64, 50), dtype=np.float32), training=True)
     X = rng.standard_normal((4000, 50), dtype=np.float32)
-    alone = model.logits(X, 100)
+    alone = model.predict_logits(X, 100)
     with ThreadPoolExecutor(4) as pool:
-        found = np.concatenate(list(pool.map(lambda i: model.logits(X[i : i + 100]), range(0, len(X), 100))))
+        found = np.concatenate(list(pool.map(lambda i: model.predict_logits(X[i : i + 100]), range(0, len(X), 100))))
     assert np.allclose(found, alone, rtol=1e-4, atol=1e-5)
 
 
@@ -170,7 +170,7 @@ def test_a_pickle_holds_no_images():
     rng = np.random.default_rng(0)
     X = rng.random((500, 20), dtype=np.float32)
     model = mlp.MLP((20, 4, 3), rng, norm="batch")
-    model.logits(X)
+    model.predict_logits(X)
     size = len(pickle.dumps(model))
     model.forward(X, training=True)
     assert len(pickle.dumps(model)) == size < 4 * 4 * len(model.params) + 4000

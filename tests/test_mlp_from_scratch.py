@@ -14,12 +14,12 @@ from conftest import ROOT, command, environment, one_line
 from test_optimizers import TWINS, relative
 
 import data
-import doctor
-import layers
+from numpy_nn import monitor
+from numpy_nn import layers
 import mlp_from_scratch as mlp
-import runs
-import settings
-from optimizers import OPTIMIZERS
+from support import runs
+from support import settings
+from numpy_nn.optimizers import OPTIMIZERS
 
 RNG = np.random.default_rng(7)
 
@@ -180,7 +180,7 @@ def test_sigmoid_cross_entropy_beside_torch_and_at_the_extremes():
 
 def training_of(model, n, **options):
     plain = {"label_smoothing": 0.0, "weight_decay": 0.0, "average": 0.0, "warmup": 0.0}
-    return mlp.Training(model, mlp.seeds(0), settings.load(mlp, **(plain | options)), n)
+    return mlp.Trainer(model, mlp.make_rngs(0), settings.load(mlp, **(plain | options)), n)
 
 
 def test_clipping_and_penalties():
@@ -189,13 +189,13 @@ def test_clipping_and_penalties():
     before, tensor = model.grads.copy(), torch.tensor(model.grads, requires_grad=True)
     tensor.grad = torch.tensor(before)
     norm = torch.nn.utils.clip_grad_norm_([tensor], 2.0)
-    assert model.clip(2.0) == pytest.approx(norm.item())
+    assert model.clip_grad_norm(2.0) == pytest.approx(norm.item())
     assert relative(model.grads, tensor.grad.numpy()) < 1e-6
-    assert model.clip(5.0) == pytest.approx(2.0)  # short enough: left as it is
+    assert model.clip_grad_norm(5.0) == pytest.approx(2.0)  # short enough: left as it is
     assert relative(model.grads, tensor.grad.numpy()) < 1e-6
     weights = [model.views["0.W"], model.views["1.W"]]
     penalty = 0.1 * sum(np.abs(W).sum() for W in weights) + 0.05 * sum((W**2).sum() for W in weights)
-    assert model.regularise(0.1, 0.1) == pytest.approx(penalty)
+    assert model.add_penalties(0.1, 0.1) == pytest.approx(penalty)
 
 
 def test_decoupled_weight_decay_is_adamw_on_the_weights(digits):
@@ -207,7 +207,7 @@ def test_decoupled_weight_decay_is_adamw_on_the_weights(digits):
     adamw = torch.optim.AdamW(groups, lr=0.01)
     flags = {"epochs": 3, "batch_size": 64, "schedule": "constant", "learning_rate": 0.01, "weight_decay": 0.1}
     training_of(model, 256, **flags).run(X, y, X, y, lambda row: None)
-    rng = mlp.seeds(0)["shuffle"]
+    rng = mlp.make_rngs(0)["shuffle"]
     for _ in range(3):
         for batch in data.batches(256, 64, rng):
             hidden = torch.relu(torch.tensor(X[batch]) @ tensors["0.W"] + tensors["0.b"])
@@ -234,7 +234,7 @@ def test_the_average_is_what_is_validated_and_left(digits):
     training.average.update = watched
     training.run(X, y, X, y, lambda row: None)
     assert relative(model.params, expected) < 1e-5 < relative(last, expected)
-    assert training.history["val_loss"][-1] == layers.softmax_cross_entropy(model.logits(X), y)[0]
+    assert training.history["val_loss"][-1] == layers.softmax_cross_entropy(model.predict_logits(X), y)[0]
 
 
 def test_early_stopping_leaves_the_best_weights(digits):
@@ -244,10 +244,10 @@ def test_early_stopping_leaves_the_best_weights(digits):
     training.run(X, digits.train.y, X_val, digits.val.y, lambda row: None)
     accuracies = training.history["val_accuracy"]
     assert len(accuracies) == training.best_epoch + 3 < 200
-    assert mlp.accuracy(model.logits(X_val), digits.val.y) == max(accuracies) == accuracies[training.best_epoch - 1]
+    assert mlp.accuracy(model.predict_logits(X_val), digits.val.y) == max(accuracies) == accuracies[training.best_epoch - 1]
 
 
-def test_streams_are_independent(digits):
+def test_rngs_are_independent(digits):
     orders = []
     for dropout in (0.0, 0.5):
         s = settings.load(mlp, hidden=(4,), dropout=dropout, epochs=1)
@@ -271,9 +271,9 @@ def test_streams_are_independent(digits):
 def test_training_stays_in_float32(digits):
     X, y = digits.train.X[:100].reshape(100, -1), digits.train.y[:100]
     model = mlp.MLP((784, 8, 10), np.random.default_rng(0), norm="batch")
-    training = training_of(model, 100, epochs=1, l1=1e-4, l2=1e-4, weight_decay=0.1, clip_norm=0.1, average=0.9)
+    training = training_of(model, 100, epochs=1, l1=1e-4, l2=1e-4, weight_decay=0.1, max_grad_norm=0.1, average=0.9)
     training.run(X, y, X, y, lambda row: None)
-    arrays = [*training.arrays().values(), *(dW for _, dW in model.weights), *model.layers[0].spaces.values()]
+    arrays = [*training.arrays().values(), *(dW for _, dW in model.weights), *model.layers[0].workspaces.values()]
     assert {array.dtype for array in arrays} == {np.dtype(np.float32)}
 
 
@@ -305,7 +305,7 @@ def test_ten_training_steps_beside_a_torch_twin(name, digits):
 
 def test_standardised():
     X = RNG.random((5, 4, 4), dtype=np.float32)
-    assert relative(mlp.standardised(X, 0.5, 0.25), (X.reshape(5, 16) - 0.5) / 0.25) < 1e-6
+    assert relative(mlp.standardize(X, 0.5, 0.25), (X.reshape(5, 16) - 0.5) / 0.25) < 1e-6
 
 
 def test_saved_and_restored_predictions_are_identical(tmp_path):
@@ -313,23 +313,23 @@ def test_saved_and_restored_predictions_are_identical(tmp_path):
                     dropout_rng=np.random.default_rng(0))  # fmt: skip
     model.forward(RNG.random((50, 784), dtype=np.float32), training=True)  # running means and variances of its own
     mlp.save(tmp_path / "w.safetensors", model, {"mean": 0.5})
-    again, about = mlp.restore(tmp_path / "w.safetensors")
+    again, metadata = mlp.restore(tmp_path / "w.safetensors")
     X = RNG.random((9, 784), dtype=np.float32)
-    assert np.array_equal(model.logits(X), again.logits(X))
-    assert about["mean"] == 0.5
-    runs.save_weights(tmp_path / "other.safetensors", {"W": np.ones(1)}, {"model": "cnn"})
-    with pytest.raises(runs.RunError, match="not the NumPy MLP"):
+    assert np.array_equal(model.predict_logits(X), again.predict_logits(X))
+    assert metadata["mean"] == 0.5
+    files.save_weights(tmp_path / "other.safetensors", {"W": np.ones(1)}, {"model": "cnn"})
+    with pytest.raises(files.RunError, match="not the NumPy MLP"):
         mlp.restore(tmp_path / "other.safetensors")
-    tensors, about = runs.load_weights(tmp_path / "w.safetensors")
-    runs.save_weights(tmp_path / "w.safetensors", dict.fromkeys(tensors, np.ones(1, np.float32)), about)
-    with pytest.raises(runs.RunError, match="has the shape"):
+    tensors, metadata = files.load_weights(tmp_path / "w.safetensors")
+    files.save_weights(tmp_path / "w.safetensors", dict.fromkeys(tensors, np.ones(1, np.float32)), metadata)
+    with pytest.raises(files.RunError, match="has the shape"):
         mlp.restore(tmp_path / "w.safetensors")
 
 
 def test_logits_in_pieces_are_the_logits():
     model = mlp.MLP((20, 8, 10), np.random.default_rng(0), dtype=np.float64)
     X = RNG.random((33, 20))
-    assert np.allclose(model.logits(X, batch_size=7), model.forward(X), rtol=1e-12)
+    assert np.allclose(model.predict_logits(X, batch_size=7), model.forward(X), rtol=1e-12)
 
 
 def test_importing_it_imports_no_torch():
@@ -343,7 +343,7 @@ def test_importing_it_imports_no_torch():
 FILES = {"settings.json", "history.csv", "metrics.json", "weights.safetensors", "curves.png", "confusion_matrix.png",
          "classification_report.png", "classification_report.txt", "samples.png", "mistakes.png",
          "reliability.png"}  # fmt: skip
-FILES_OF_MLP = FILES | {"checkpoint.safetensors", "doctor.png", "distributions.png", "first_layer.png", "learning_rate.png"}
+FILES_OF_MLP = FILES | {"checkpoint.safetensors", "monitor.png", "distributions.png", "first_layer.png", "learning_rate.png"}
 KEYS = {"dataset", "model", "train_size", "val_size", "test_size", "val_accuracy", "test_accuracy", "test_loss",
         "parameters", "seconds", "settings", "versions", "machine"}  # fmt: skip
 
@@ -366,9 +366,9 @@ def test_the_script(run_script, tmp_path):
     assert float(history[-1]["val_accuracy"]) == pytest.approx(metrics["val_accuracy"], abs=1e-5)
 
     digits = data.load("digits")  # the saved weights give the accuracy that was reported
-    model, about = mlp.restore(folder / "weights.safetensors")
-    assert (about["mean"], about["std"]) == data.statistics(digits.train.X)  # of the training split alone
-    logits = model.logits(mlp.standardised(digits.test.X, about["mean"], about["std"]))
+    model, metadata = mlp.restore(folder / "weights.safetensors")
+    assert (metadata["mean"], metadata["std"]) == data.mean_std(digits.train.X)  # of the training split alone
+    logits = model.predict_logits(mlp.standardize(digits.test.X, metadata["mean"], metadata["std"]))
     assert metrics["test_loss"] == pytest.approx(layers.softmax_cross_entropy(logits, digits.test.y)[0])
     assert np.mean(logits.argmax(axis=1) == digits.test.y) == metrics["test_accuracy"] > 0.8
     other, _ = mlp.restore(tmp_path / "two/weights.safetensors")
@@ -433,7 +433,7 @@ def test_each_epoch_visits_every_image_once_in_another_order(digits):
     assert seen[:50] != seen[50:] != sorted(seen[50:])
 
 
-RESUMED = ("--dataset", "digits", "--epochs", 60, "--batch-size", 16, "--norm", "batch", "--dropout", 0.2, "--average", 0.9,
+RESUMED = ("--dataset", "digits", "--epochs", 60, "--batch-size", 16, "--norm", "batch", "--dropout", 0.2, "--ema-decay", 0.9,
            "--schedule", "plateau", "--patience", 50, "--shift", 1, "--input", "pixel")  # fmt: skip
 
 
@@ -454,7 +454,7 @@ def test_killed_and_resumed_it_ends_as_if_never_stopped(run_script, tmp_path):
     resumed = run_script("mlp_from_scratch", "--resume", "killed")
     assert (resumed.returncode, resumed.stderr) == (0, "")
     for name in ("weights.safetensors", "checkpoint.safetensors"):
-        one, two = (runs.load_weights(tmp_path / folder / name)[0] for folder in ("whole", "killed"))
+        one, two = (files.load_weights(tmp_path / folder / name)[0] for folder in ("whole", "killed"))
         assert one.keys() == two.keys()
         for key in one:
             assert np.array_equal(one[key], two[key]), key
@@ -468,8 +468,8 @@ def test_killed_and_resumed_it_ends_as_if_never_stopped(run_script, tmp_path):
 
 
 @pytest.mark.parametrize("options", [
-    {"schedule": "one_cycle", "warmup": 0.3, "input_dropout": 0.2, "dropout": 0.1, "average": 0.9, "norm": "batch"},
-    {"optimizer": "nesterov", "schedule": "step", "learning_rate": 0.02, "norm": "layer", "clip_norm": 0.5},
+    {"schedule": "linear", "warmup": 0.3, "input_dropout": 0.2, "dropout": 0.1, "average": 0.9, "norm": "batch"},
+    {"optimizer": "nesterov", "schedule": "step", "learning_rate": 0.02, "norm": "layer", "max_grad_norm": 0.5},
     {"optimizer": "rmsprop", "schedule": "plateau", "patience": 2, "l1": 1e-5, "l2": 1e-4, "loss": "sigmoid"},
     {"optimizer": "momentum", "schedule": "exponential", "learning_rate": 0.02, "patience": 4, "average": 0.99},
     {"optimizer": "sgd", "schedule": "cosine", "learning_rate": 0.1, "activation": "tanh", "hidden": ()},
@@ -479,8 +479,8 @@ def test_taken_up_after_any_epoch_it_ends_the_same(options, digits, tmp_path):
     s = settings.load(mlp, **({"hidden": (16, 8), "epochs": 5, "batch_size": 50} | options))
 
     def fresh():
-        training = mlp.Training(*mlp.build(784, 10, s), s, len(digits.train.X))
-        training.doctor = doctor.Doctor(training.model, X_val[:100], s)
+        training = mlp.Trainer(*mlp.build(784, 10, s), s, len(digits.train.X))
+        training.monitor = monitor.TrainingMonitor(training.model, X_val[:100], s)
         return training
 
     def go_on(training, keep=lambda: None):
@@ -491,15 +491,15 @@ def test_taken_up_after_any_epoch_it_ends_the_same(options, digits, tmp_path):
         training.history.pop("seconds")
 
     whole = fresh()
-    go_on(whole, lambda: runs.save_weights(tmp_path / f"{whole.epoch}.safetensors", whole.arrays(), whole.about()))
+    go_on(whole, lambda: files.save_weights(tmp_path / f"{whole.epoch}.safetensors", whole.arrays(), whole.about()))
     for epoch in range(1, whole.epoch + 1):  # after the last one, too: the run that was stopped while it drew its figures
         again = fresh()
-        again.take_up(*runs.load_weights(tmp_path / f"{epoch}.safetensors"))
+        again.take_up(*files.load_weights(tmp_path / f"{epoch}.safetensors"))
         go_on(again)
         assert np.array_equal(again.model.params, whole.model.params), epoch
-        assert np.array_equal(again.model.state, whole.model.state)
+        assert np.array_equal(again.model.buffers, whole.model.buffers)
         assert again.history == whole.history
-        assert again.doctor.history == whole.doctor.history
+        assert again.monitor.history == whole.monitor.history
 
 
 def test_a_finished_run_is_finished_again(run_script, tmp_path):
@@ -520,15 +520,15 @@ def test_what_cannot_be_resumed(run_script, tmp_path):
     assert "--hidden: the run was started with 8" in line
     before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
     path = tmp_path / "run/checkpoint.safetensors"
-    tensors, about = runs.load_weights(path)
+    tensors, metadata = files.load_weights(path)
     for change, said in (
         (lambda: path.write_bytes(before[path][:-9]), "damaged"),
         (lambda: path.write_text("x"), "damaged"),
         (path.unlink, "cannot be taken up without it"),
-        (lambda: runs.save_weights(path, tensors, about | {"split": "other"}), "other data"),
-        (lambda: runs.save_weights(path, tensors, about | {"settings": about["settings"] | {"activation": "tanh"}}),
+        (lambda: files.save_weights(path, tensors, metadata | {"split": "other"}), "other data"),
+        (lambda: files.save_weights(path, tensors, metadata | {"settings": metadata["settings"] | {"activation": "tanh"}}),
          "other settings: activation"),
-        (lambda: runs.save_weights(path, tensors | {"params": tensors["params"][:-1]}, about), "not as this project"),
+        (lambda: files.save_weights(path, tensors | {"params": tensors["params"][:-1]}, metadata), "not as this project"),
     ):
         change()
         assert said in one_line(run_script("mlp_from_scratch", "--resume", "run"), 1)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-import optimizers
+from numpy_nn import optimizers
 
 RNG = np.random.default_rng(3)
 TWINS = {
@@ -60,12 +60,12 @@ def test_running_means_of_gradients_that_stay_0_never_get_slow(name):
     assert optimizer.state[0, 4:].min() > 0.5
 
 
-@pytest.mark.parametrize(("name", "twin"), [
+@pytest.mark.parametrize(("name", "torch_reference"), [
     ("constant", lambda o: torch.optim.lr_scheduler.ConstantLR(o, factor=1)),
     ("step", lambda o: torch.optim.lr_scheduler.MultiStepLR(o, [25, 38], 0.1)),
     ("exponential", lambda o: torch.optim.lr_scheduler.ExponentialLR(o, 0.01 ** (1 / 50))),
     ("cosine", lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 50)),
-    ("one_cycle", lambda o: torch.optim.lr_scheduler.LinearLR(o, 1, 0, 50)),
+    ("linear", lambda o: torch.optim.lr_scheduler.LinearLR(o, 1, 0, 50)),
 ])  # fmt: skip
 def test_fifty_steps_of_a_schedule_beside_torch(name, twin):
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.3)
@@ -93,7 +93,7 @@ def test_reduce_on_plateau_beside_torch():
 
 
 def test_warm_up_rises_in_a_straight_line_to_the_highest():
-    rates = np.array(optimizers.learning_rates("one_cycle", 0.1, 100, warmup=0.2))
+    rates = np.array(optimizers.learning_rates("linear", 0.1, 100, warmup=0.2))
     assert len(rates) == 100
     assert rates[:21] == pytest.approx(0.1 * np.arange(1, 22) / 21)
     assert rates[20] == rates.max() == 0.1
@@ -103,11 +103,11 @@ def test_warm_up_rises_in_a_straight_line_to_the_highest():
 
 def test_average():
     model = SimpleNamespace(params=np.array([1.0, 2.0]), state=np.array([5.0]))
-    average = optimizers.Average(model, 0.9)
+    average = optimizers.EMA(model, 0.9)
     expected = model.params.copy()
     for t in range(1, 200):
         model.params += RNG.standard_normal(2)
-        model.state[:] = model.params[:1]  # so that its average is that of the first weight, once the start is forgotten
+        model.buffers[:] = model.params[:1]  # so that its average is that of the first weight, once the start is forgotten
         average.update()
         decay = min(0.9, (1 + t) / (10 + t))
         expected = decay * expected + (1 - decay) * model.params

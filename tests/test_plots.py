@@ -47,7 +47,7 @@ def test_curves_draw_accuracy_in_per_cent():
 
 
 def test_side_by_side_shows_the_recalls_of_both():
-    found = texts(plots.side_by_side(Y, {"one": PREDICTED, "two": Y}, CLASSES, "title"))
+    found = texts(plots.recall_comparison(Y, {"one": PREDICTED, "two": Y}, CLASSES, "title"))
     assert found == ["75.0", "100.0", "0.0", "100.0", "100.0"]  # equal ones once
 
 
@@ -93,12 +93,12 @@ def test_the_first_layers_weights_stand_where_they_belong():
 
 def test_the_doctors_figure_draws_a_line_for_each_layer():
     history = {"epoch": [1, 2], "dead": [[0.5], [0.25]], "gradient_norm": [[1, 2], [3, 4]], "update_ratio": [[1, 2], [3, 4]]}
-    figure = plots.doctor(history, ["hidden 1", "output"], "title")
+    figure = plots.monitor(history, ["hidden 1", "output"], "title")
     lines = [[list(line.get_ydata()) for line in ax.lines] for ax in figure.axes]
     assert lines[0] == [[50, 25]]
     assert lines[1] == [[1, 3], [2, 4]]
     softmax = {"epoch": [1], "dead": [[]], "gradient_norm": [[1]], "update_ratio": [[1]]}
-    assert len(plots.doctor(softmax, ["output"], "title").axes) == 2  # no hidden layer, no panel of dead neurons
+    assert len(plots.monitor(softmax, ["output"], "title").axes) == 2  # no hidden layer, no panel of dead neurons
     assert len(plots.distributions({}, {"output": np.ones(3)}, "title").axes) == 1
 
 
@@ -112,7 +112,7 @@ def test_confusable_pairs_are_counted_both_ways():
 
 def test_pictures_stand_side_by_side():
     ax = plots.figure("title", 3, 3)[1][0, 0]
-    shown = plots.tiles(ax, np.arange(3 * 4, dtype=float).reshape(3, 2, 2), 2).get_array().filled(-1)
+    shown = image_grid((ax, np.arange(3 * 4, dtype=float).reshape(3, 2, 2), 2).get_array().filled(-1)
     assert shown.tolist() == [[0, 1, -1, 4, 5], [2, 3, -1, 6, 7], [-1] * 5, [8, 9, -1, -1, -1], [10, 11, -1, -1, -1]]
 
 
@@ -136,7 +136,7 @@ def test_heads_draw_every_seed_and_name_the_means():
     head = {"by_seed": {"test_accuracy": [0.9, 0.94], "train_accuracy": [0.95, 0.97]}, "test_accuracy": 0.92,
             "test_accuracy_std": 0.02, "train_accuracy": 0.96, "train_accuracy_std": 0.01}  # fmt: skip
     without = {name: value for name, value in head.items() if "train" not in name}
-    figure = plots.heads({"one": head, "nearest": without}, "title")
+    figure = plots.classifier_comparison({"one": head, "nearest": without}, "title")
     assert texts(figure) == ["92.00", "92.00", "96.00"]
     assert figure.axes[0].lines[0].get_xdata().tolist() == [90, 94]
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["one", "nearest"]

@@ -8,14 +8,14 @@ import shlex
 import pytest
 from conftest import ROOT, SCRIPTS
 
-import backbone
+from torch_cnn import backbone
 import benchmark
 import cnn_feature_extraction
 import data
-import hybrid_study
+from studies import heads
 import hybrid_train
-import runs
-import settings
+from support import runs
+from support import settings
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 LINK = r"^\| \[([^]]+)\]\((results/[^)]+)\)([^|]*)\|"
@@ -67,7 +67,7 @@ def benchmarks(part):
 def test_the_speeds_are_those_of_the_files():
     amd, intel = benchmarks("mlp")
     assert ("AMD" in amd["machine"]["processor"], "Intel" in intel["machine"]["processor"]) == (True, True)
-    for side, goal in amd["goals"].items():
+    for side, goal in amd["targets"].items():
         both = f"{amd['ratios'][side]:.2f} | {intel['ratios'][side]:.2f}"
         assert f"| {benchmark.NAMES[side]} | {both} | {goal:.2f} |" in README
     for side in ("ours", "torch_fused"):
@@ -112,7 +112,7 @@ def test_the_studys_table_is_that_of_its_file():
     assert shown[0].endswith("worse")
     single = {(test["head"], test["against"], one["seed"]) for test in study["tests"] for one in test["by_seed"]
               if one["p_holm"] < hybrid_study.LEVEL}  # fmt: skip
-    assert single == {("logistic regression", "CNN's own classifier", 0)}
+    assert single == {("logistic regression", "CNN, linear classifier", 0)}
     assert [one["k nearest neighbours"] for one in study["chosen"].values()].count(min(hybrid_study.NEIGHBOURS)) == 3
     defaults = json.loads(json.dumps(vars(settings.load(hybrid_study, hybrid_train, cnn_feature_extraction, data, runs))))
     different = {name for name in defaults if study["settings"][name] != defaults[name]}
@@ -179,7 +179,7 @@ def test_the_other_projects_cnns_have_the_parameters_that_are_told():
     assert len(rows) == 7
     for parameters, flags in rows:
         s = settings.parse(cnn_feature_extraction, data, runs, argv=shlex.split(flags))
-        assert f"{backbone.build(s).size:,}" == parameters
+        assert f"{backbone.build(s).num_parameters:,}" == parameters
 
 
 def test_every_command_in_the_readme_is_one_that_the_scripts_take():

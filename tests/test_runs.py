@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import plots
-import runs
+from support import runs
 
 ROW = dict(zip(runs.COLUMNS, (1, 0.5, 0.8, 0.6, 0.7, 1e-3, 2.0), strict=True))
 
@@ -19,7 +19,7 @@ ROW = dict(zip(runs.COLUMNS, (1, 0.5, 0.8, 0.6, 0.7, 1e-3, 2.0), strict=True))
 def test_a_file_that_fails_half_way_leaves_the_old_one(tmp_path):
     path = tmp_path / "file"
     path.write_text("old")
-    with pytest.raises(IsADirectoryError), runs.whole(path) as part:
+    with pytest.raises(IsADirectoryError), files.atomic_write(path) as part:
         part.write_text("ne")
         tmp_path.read_text()
     assert path.read_text() == "old"
@@ -40,14 +40,14 @@ def test_an_earlier_run_is_moved_aside_whole(tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(runs.RunError, match="choose another --output-dir"):
+    with pytest.raises(files.RunError, match="choose another --output-dir"):
         runs.Run("test", SimpleNamespace(output_dir=str(tmp_path / "file")))
 
 
 def test_the_folder_that_one_is_in_is_not_moved_aside(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for folder in (".", "..", str(tmp_path)):
-        with pytest.raises(runs.RunError, match="name one of its own"):
+        with pytest.raises(files.RunError, match="name one of its own"):
             runs.Run("test", SimpleNamespace(output_dir=folder))
 
 
@@ -62,7 +62,7 @@ def test_a_mistake_is_one_line_and_an_exit_code(mistake, code, said, capsys):
         raise mistake
 
     with pytest.raises(SystemExit) as ended:
-        runs.command(main)
+        runs.cli(main)
     assert ended.value.code == code
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert said in line
@@ -70,7 +70,7 @@ def test_a_mistake_is_one_line_and_an_exit_code(mistake, code, said, capsys):
 
 def test_a_bug_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
-        runs.command(lambda: 1 / 0)
+        runs.cli(lambda: 1 / 0)
 
 
 def test_history_and_metrics(tmp_path, capsys):
@@ -123,7 +123,7 @@ def test_seeds_of_which_one_cannot_tell_its_seconds(tmp_path):
             found = {"val_accuracy": 0.7, "test_accuracy": s.seed / 10} | seconds
             return run.finish({"model": (0.7, 0.6)}, dataset="digits", **found)
 
-    metrics = runs.over_seeds("test", run, s)
+    metrics = runs.run_seeds("test", run, s)
     assert metrics["by_seed"]["test_accuracy"] == [0.3, 0.4, 0.5]
     assert (metrics["test_accuracy"], metrics["test_accuracy_std"]) == pytest.approx((0.4, 0.1))
     assert "took" not in metrics
@@ -158,30 +158,30 @@ def test_seeds_that_were_taken_up_tell_the_command_that_they_began_with(tmp_path
     s = SimpleNamespace(seed=0, seeds=3, output_dir=out, resume="", epochs=1)
     monkeypatch.setattr("sys.argv", ["test.py", "--seeds", "3"])
     with pytest.raises(KeyboardInterrupt):
-        runs.over_seeds("test", run, s)
+        runs.run_seeds("test", run, s)
     runs.new_folder("test", {"output_dir": f"{out}/seed_1"})
     monkeypatch.setattr("sys.argv", ["test.py", "--resume", out])
-    metrics = runs.over_seeds("test", run, SimpleNamespace(**vars(s) | {"resume": out}))
+    metrics = runs.run_seeds("test", run, SimpleNamespace(**vars(s) | {"resume": out}))
     assert metrics["command"] == "python test.py --seeds 3"
     assert metrics["by_seed"]["test_accuracy"] == [0.0, 0.1, 0.2]
 
 
 def test_weights_come_back_as_they_were(tmp_path):
     tensors = {"W": np.arange(6, dtype=np.float32).reshape(2, 3), "n": np.array([7])}
-    runs.save_weights(tmp_path / "w.safetensors", tensors, {"model": "x", "sizes": [1, 2]})
-    found, about = runs.load_weights(tmp_path / "w.safetensors")
+    files.save_weights(tmp_path / "w.safetensors", tensors, {"model": "x", "sizes": [1, 2]})
+    found, metadata = files.load_weights(tmp_path / "w.safetensors")
     assert about == {"model": "x", "sizes": [1, 2]}
     assert all(np.array_equal(found[name], value) for name, value in tensors.items())
 
 
 def test_damaged_and_foreign_weights_are_refused(tmp_path):
     path = tmp_path / "w.safetensors"
-    with pytest.raises(runs.RunError, match="no such file"):
-        runs.load_weights(path)
-    runs.save_weights(path, {"W": np.ones(100)}, {})
+    with pytest.raises(files.RunError, match="no such file"):
+        files.load_weights(path)
+    files.save_weights(path, {"W": np.ones(100)}, {})
     path.write_bytes(path.read_bytes()[:-50])
-    with pytest.raises(runs.RunError, match="damaged"):
-        runs.load_weights(path)
+    with pytest.raises(files.RunError, match="damaged"):
+        files.load_weights(path)
     path.write_text("hello")
-    with pytest.raises(runs.RunError, match="damaged"):
-        runs.load_weights(path)
+    with pytest.raises(files.RunError, match="damaged"):
+        files.load_weights(path)

@@ -9,8 +9,8 @@ import cnn_feature_extraction
 import data
 import hybrid_train
 import mlp_from_scratch
-import runs
-import settings
+from support import runs
+from support import settings
 
 EXAMPLE = '''"""Example."""
 BEFORE = 1
@@ -67,9 +67,9 @@ def test_constants_as_one_edits_them(example):
 
 
 def test_a_constant_edited_to_0_does_not_break_those_that_take_the_network_over(monkeypatch):
-    for name in ("DROPOUT", "WEIGHT_DECAY", "AVERAGE", "L2"):
+    for name in ("DROPOUT", "WEIGHT_DECAY", "EMA_DECAY", "L2"):
         monkeypatch.setattr(mlp_from_scratch, name, 0)
-    own = settings.load(mlp_from_scratch, **mlp_from_scratch.PLAIN)
+    own = settings.load(mlp_from_scratch, **mlp_from_scratch.BASELINE)
     assert (own.dropout, own.weight_decay, own.average, own.l2) == (0, 0, 0, 0)
     assert settings.parse(mlp_from_scratch, argv=["--dropout", "0.5"]).dropout == 0.5
 

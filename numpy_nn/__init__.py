@@ -1,0 +1,1 @@
+"""The hand-written parts of the NumPy network: layers, losses, optimizers, and a monitor of its training."""

@@ -1,0 +1,47 @@
+"""One contiguous vector for all parameters of a network, one for their gradients, one for running statistics."""
+
+import math
+
+import numpy as np
+
+
+class FlatParameters:
+    """Base class of a network with `layers`: their arrays become views into `params`, `grads` and `buffers`.
+
+    An optimizer then works on two flat vectors, whatever the layers are. `views` is {"layer number.name": view} of
+    parameters and buffers; `weights` is [(W, dW), ...] of the Linear layers.
+    """
+
+    def _allocate(self, dtype):
+        self.params, self.grads = (np.zeros(self._num_elements("shapes"), dtype) for _ in range(2))
+        self.buffers = np.zeros(self._num_elements("buffer_shapes"), dtype)
+        self._bind_views()
+
+    def _num_elements(self, shapes):
+        """Number of elements of the layers' `shapes` or `buffer_shapes`."""
+        return sum(math.prod(shape) for layer in self.layers for shape in getattr(layer, shapes).values())
+
+    def _bind_views(self):
+        """Make the layers' arrays views into the vectors."""
+        self.views = self._carve_views("params", "shapes") | self._carve_views("buffers", "buffer_shapes")
+        self._carve_views("grads", "shapes")
+        self.weights = [(layer.params["W"], layer.grads["W"]) for layer in self.layers if "W" in layer.params]
+
+    def _carve_views(self, attribute, shapes):
+        """Give each layer its part of the vector `attribute`; return {"layer number.name": view}."""
+        views, start, vector = {}, 0, getattr(self, attribute)
+        learning = (layer for layer in self.layers if layer.shapes)  # numbered without dropout, which eval mode leaves out
+        for number, layer in enumerate(learning):
+            arrays = getattr(layer, attribute)
+            for name, shape in getattr(layer, shapes).items():
+                end = start + math.prod(shape)
+                arrays[name] = views[f"{number}.{name}"] = vector[start:end].reshape(shape)
+                start = end
+        return views
+
+    def __getstate__(self):  # a copied or pickled view would be an array of its own: views are bound again
+        return {name: value for name, value in vars(self).items() if name not in ("views", "weights")}
+
+    def __setstate__(self, attributes):
+        vars(self).update(attributes)
+        self._bind_views()

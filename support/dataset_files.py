@@ -1,0 +1,213 @@
+"""The dataset's files: found, downloaded if need be, and verified byte by byte."""
+
+import contextlib
+import hashlib
+import os
+import re
+import socket
+import sys
+import tempfile
+import warnings
+import zlib
+from http.client import HTTPException
+from pathlib import Path
+
+import numpy as np
+
+IMAGE_SHAPE = (28, 28)
+HOMEPAGE = "https://github.com/zalandoresearch/fashion-mnist"
+
+# file: (md5 of the gzipped file, as published in the README of HOMEPAGE; its size in bytes; md5 of the unpacked file)
+FILES = {
+    "train-images-idx3-ubyte": ("8d4fb7e6c68d591d4c3dfef9ec88bf0d", 26_421_880, "f4a8712d7a061bf5bd6d2ca38dc4d50a"),
+    "train-labels-idx1-ubyte": ("25c81989df183df01b3e8a0aad5dffbe", 29_515, "9018921c3c673c538a1fc5bad174d6f9"),
+    "t10k-images-idx3-ubyte": ("bef4ecab320f06d8554ea6380940ec79", 4_422_102, "8181f5470baa50b63fa0f6fddb340f0a"),
+    "t10k-labels-idx1-ubyte": ("bb300cfdad3c16e7a12a480ee83cd310", 5_148, "15d484375f8d13e6eb1aabb0c3f46965"),
+}
+CSV_FILES = {"train": "fashion-mnist_train.csv", "test": "fashion-mnist_test.csv"}  # as on Kaggle
+SPLIT_FILES = {"train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", 60_000),
+         "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte", 10_000)}  # fmt: skip
+# What digit MNIST, whose files have the same names, begins with (http://yann.lecun.com/exdb/mnist/), and its gz md5 sums
+DIGIT_LABELS = {"train": [5, 0, 4, 1, 9, 2, 1, 3, 1, 4, 3, 5, 3, 6, 1, 7],
+                "test": [7, 2, 1, 0, 4, 1, 4, 9, 5, 9, 0, 6, 9, 0, 1, 5]}  # fmt: skip
+DIGIT_MD5 = {"f68b3c2dcbeaaa9fbdd348bbdeb94873", "d53e105ee54ea40749a09fcbcd1e9432",
+             "9fb629c4189551a2d022fa330f9573f3", "ec29112dd5afa0611ce80d1b7f02629c"}  # fmt: skip
+
+
+class DataError(Exception):
+    """A dataset that is missing, damaged or not Fashion-MNIST. One line: what is wrong, where, and what to do."""
+
+    exit_code = 1
+
+
+class Offline(DataError):
+    """No file of the dataset is here and none could be downloaded."""
+
+
+class Incomplete(DataError):
+    """Some of a set of files are here, others are not."""
+
+
+def remedy(folder):
+    return f"Put the four files of {HOMEPAGE} into {folder}, or name their folder with --data-dir"
+
+
+def locate(folder):
+    """What `find` returns, after a download if need be. Raises Offline, or Incomplete, where that fails."""
+    incomplete = None
+    try:
+        if files := find(folder):
+            return files
+        print(f"no Fashion-MNIST in {folder}: downloading it (30 MB)", file=sys.stderr)
+    except Incomplete as error:
+        incomplete = error
+        print(f"only a part of Fashion-MNIST in {folder}: downloading the rest", file=sys.stderr)
+    try:
+        download(folder)
+    except Offline as error:
+        raise Incomplete(f"{incomplete} ({error})") if incomplete else error from None
+    return find(folder)
+
+
+def find(folder):
+    """{"train": (images, labels), "test": (images, labels)}, or one CSV for each part; None where nothing is there.
+
+    Gzipped or unpacked, in `folder` or in torchvision's layout below it. Raises Incomplete.
+    """
+    some = None
+    for place in (folder, folder / "FashionMNIST" / "raw"):
+        names = {name: next((p for p in (place / f"{name}.gz", place / name) if p.is_file()), None) for name in FILES}
+        if all(names.values()):
+            return {part: (names[images], names[labels]) for part, (images, labels, _) in SPLIT_FILES.items()}
+        some = some or (any(names.values()) and (place, [f"{name}.gz" for name in FILES if not names[name]]))
+    files = {part: folder / name for part, name in CSV_FILES.items()}
+    there = {part: path for part, path in files.items() if path.is_file()}
+    if len(there) == len(files):
+        return {part: (path,) for part, path in files.items()}
+    if there:
+        some = some or (folder, [path.name for part, path in files.items() if part not in there])
+    if some:
+        raise Incomplete(f"{some[0]} holds only a part of the dataset: {', '.join(some[1])} missing. {remedy(some[0])}")
+    return None
+
+
+def read(files):
+    """{"train": (X (N, 28, 28) uint8, y (N,) uint8), "test": ...} of the paths that `find` returned. Raises DataError."""
+    parts = {}
+    for part, (images, labels, count) in SPLIT_FILES.items():
+        paths = files[part]
+        if len(paths) == 1:
+            parts[part] = read_csv(paths[0], part, count)
+        else:
+            X = read_idx(paths[0], images, (count, *IMAGE_SHAPE))
+            parts[part] = X, read_idx(paths[1], labels, (count,))
+    return parts
+
+
+def not_fashion(path, what):
+    return DataError(f"{path}: {what}. Move it away and run again to download the right one, or copy it from {HOMEPAGE}")
+
+
+def read_idx(path, name, shape):
+    """One of the four original files as uint8 of `shape`, gzipped or unpacked. Raises DataError."""
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    md5, size, md5_unpacked = FILES[name]
+    if path.suffix == ".gz":
+        found = hashlib.md5(raw, usedforsecurity=False).hexdigest()
+        if found in DIGIT_MD5:
+            raise not_fashion(path, "a file of digit MNIST, whose files have the same names as Fashion-MNIST's")
+        if found != md5:
+            state = "truncated" if len(raw) < size else "damaged, or a foreign file"
+            raise not_fashion(path, f"{state}: {len(raw):,} bytes with md5 {found}, expected {size:,} bytes with md5 {md5}")
+        raw = zlib.decompress(raw, wbits=31)  # 31: the gzip container
+    header = 4 + 4 * len(shape)
+    magic = bytes([0, 0, 8, len(shape)]) + b"".join(n.to_bytes(4, "big") for n in shape)  # IDX: 8 is uint8
+    if raw[:header] != magic:
+        begin = f"it begins with {raw[:header].hex(' ')}, expected {magic.hex(' ')}"
+        raise not_fashion(path, f"not an IDX file of shape {shape}: {begin}")
+    if len(raw) != header + int(np.prod(shape)):
+        raise not_fashion(path, f"truncated or too long: {len(raw):,} bytes, expected {header + int(np.prod(shape)):,}")
+    array = np.frombuffer(raw, np.uint8, offset=header).reshape(shape)
+    if path.suffix != ".gz":
+        if len(shape) == 1:
+            check_labels(array, path, "row", 1)
+            part = "train" if "train" in name else "test"
+            if array[:16].tolist() == DIGIT_LABELS[part]:
+                raise not_fashion(path, "the labels of digit MNIST, whose files have the same names as Fashion-MNIST's")
+        if hashlib.md5(raw, usedforsecurity=False).hexdigest() != md5_unpacked:
+            raise not_fashion(path, f"not Fashion-MNIST's (is it digit MNIST's?), or damaged: expected md5 {md5_unpacked}")
+    return array
+
+
+def check_labels(y, path, unit, first):
+    wrong = np.flatnonzero(y > 9)
+    if len(wrong):
+        raise DataError(f"{path}: {unit} {wrong[0] + first}: label {y[wrong[0]]}, expected 0 to 9")
+
+
+def read_csv(path, part, count):
+    """Kaggle's form: a header `label,pixel1,...,pixel784`, then a row for each image. Raises DataError."""
+    columns = ["label", *(f"pixel{i}" for i in range(1, 785))]
+    with open(path, encoding="utf-8", errors="replace") as file:
+        header = [name.strip() for name in file.readline().split(",")]
+        if header != columns:
+            missing = [name for name in columns if name not in header]
+            digits = " (digit MNIST's CSV files have such a header)" if {"1x1", "pixel0"} & set(header) else ""
+            what = f"column {missing[0]} is missing" if missing else "the columns are not label,pixel1,...,pixel784 in order"
+            raise DataError(f"{path}: line 1: {what}{digits}")
+        try:
+            with warnings.catch_warnings(action="ignore"):  # of a file with no rows, which the count below reports
+                table = np.loadtxt(file, dtype=np.float32, delimiter=",", ndmin=2)
+        except ValueError as error:  # NumPy's texts: "could not convert string 'x' to float32 at row 4, column 3" and ...
+            if match := re.search(r"string (.*) to float32 at row (\d+), column (\d+)", str(error)):
+                value, row, column = match[1], int(match[2]), int(match[3])
+                what = f"line {row + 2}, column {columns[column - 1]}: {value} is not a whole number from 0 to 255"
+            elif match := re.search(r"changed from (\d+) to (\d+) at row (\d+)", str(error)):  # this one counts from 1
+                what = f"line {int(match[3]) + 1}: {match[2]} columns, expected 785"
+            else:
+                what = str(error)
+            raise DataError(f"{path}: {what}") from None
+    if len(table) and table.shape[1] != len(columns):
+        raise DataError(f"{path}: line 2: {table.shape[1]} columns, expected 785")
+    wrong = np.argwhere(~((table >= 0) & (table <= 255) & (table == np.floor(table))))  # NaN, too
+    if len(wrong):
+        row, column = wrong[0]
+        value = f"'{table[row, column]:g}' is not a whole number from 0 to 255"
+        raise DataError(f"{path}: line {row + 2}, column {columns[column]}: {value}")
+    table = table.astype(np.uint8)
+    y, X = table[:, 0], table[:, 1:]
+    check_labels(y, path, "line", 2)
+    if len(table) != count:
+        raise not_fashion(path, f"{len(table):,} rows below the header, expected {count:,}: not the whole file")
+    if (np.bincount(y, minlength=10) != count // 10).any():
+        raise not_fashion(path, f"not {count // 10:,} images of each class, as Fashion-MNIST has; is it digit MNIST?")
+    return X.reshape(-1, *IMAGE_SHAPE), y
+
+
+def download(folder):
+    """Fetch the four files into torchvision's layout below `folder`. Raises Offline."""
+    new = not folder.exists()
+    timeout = socket.getdefaulttimeout()
+    try:
+        from torchvision.datasets import FashionMNIST  # the only use of torchvision, and through it of torch
+
+        socket.setdefaulttimeout(20)  # seconds; without it, a network that swallows packets would hang for minutes
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as part:
+            FashionMNIST(part, download=True)  # checks the md5 sums; interrupted, it leaves nothing behind
+            raw = folder / "FashionMNIST" / "raw"
+            raw.mkdir(parents=True, exist_ok=True)
+            for name in FILES:  # what is there already stays, right or wrong: reading it will tell
+                if not (raw / f"{name}.gz").exists():
+                    os.replace(Path(part, "FashionMNIST", "raw", f"{name}.gz"), raw / f"{name}.gz")
+    except (OSError, RuntimeError, ImportError, HTTPException) as error:
+        if new:
+            with contextlib.suppress(OSError):  # it may not be there, or another process may be using it
+                folder.rmdir()
+        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        raise Offline(f"no Fashion-MNIST in {folder}, and it could not be downloaded ({reason})") from None
+    finally:
+        socket.setdefaulttimeout(timeout)

@@ -1,0 +1,292 @@
+"""A run's folder: settings, history, metrics, weights and figures, each file written atomically.
+
+    runs/<script>/<date_time>/settings.json   the run's settings
+                              history.csv     a row for each epoch
+                              metrics.json    the results, with settings, versions and machine
+                              *.safetensors   weights and checkpoint
+                              *.png           figures
+"""
+
+import csv
+import gc
+import importlib.metadata
+import io
+import json
+import os
+import platform
+import shlex
+import statistics
+import sys
+import textwrap
+import time
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+from tqdm import tqdm
+
+from support import files
+
+# ---- settings: edit here, or override on the command line (--output-dir DIR) ----
+# -- run
+OUTPUT_DIR = ""  # folder of the run; "" creates runs/<script>/<date_time>
+# ----
+
+COLUMNS = ("epoch", "train_loss", "train_accuracy", "train_eval_loss", "train_eval_accuracy", "val_loss", "val_accuracy",
+           "learning_rate", "seconds")  # of history.csv  # fmt: skip
+FORMATS = {"epoch": "d", "train_loss": ".4f", "train_accuracy": ".2%", "val_loss": ".4f", "val_accuracy": ".2%",
+           "learning_rate": ".2e", "seconds": ".1f"}  # of the columns that are printed  # fmt: skip
+CHECKPOINT = "checkpoint.safetensors"
+
+
+class Diverged(Exception):
+    """A training whose loss is no longer a finite number."""
+
+    exit_code = 1
+
+
+def cli(main):
+    """Call `main`. A user's mistake ends in one line on stderr and exit code 1 or 2; Ctrl-C in one line and 130."""
+    try:
+        main()
+    except KeyboardInterrupt as interrupt:
+        print(f"\ninterrupted{interrupt}", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of the output, such as head, has closed it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        out_of_memory = (isinstance(error, MemoryError)
+                         or type(error).__name__ == "OutOfMemoryError"  # torch's, on a GPU
+                         or "DefaultCPUAllocator: can't allocate memory" in str(error))  # torch's RuntimeError  # fmt: skip
+        if not (hasattr(error, "exit_code") or isinstance(error, OSError) or out_of_memory):
+            raise
+        message = str(error).strip().splitlines() or ["not enough memory"]
+        print(f"{Path(sys.argv[0]).name}: {message[0]}", file=sys.stderr)
+        sys.exit(getattr(error, "exit_code", 1))
+
+
+def new_folder(script, settings):
+    """Create the folder settings["output_dir"], or runs/<script>/<date_time>, with settings.json; return its path.
+
+    An earlier run in the same folder is renamed, never overwritten. Raises files.FileError.
+    """
+    now = time.strftime("%Y-%m-%d_%H-%M-%S")
+    path = Path(settings["output_dir"] or Path("runs", script, now))
+    try:
+        if path.resolve() in (Path.cwd(), *Path.cwd().parents):
+            raise files.FileError(f"--output-dir {path}: is the current folder or above it; name a new folder")
+        while not settings["output_dir"] and path.exists():  # a run started in the same second
+            path = path.with_name(path.name + "_")
+        if (path / "settings.json").exists():
+            earlier = path.with_name(f"{path.name}.before_{now}")
+            path.rename(earlier)
+            print(f"the earlier run in this folder is now in {earlier}")
+        path.mkdir(parents=True, exist_ok=bool(settings["output_dir"]))
+        files.write_text(path / "settings.json", json.dumps(settings, indent=2) + "\n")
+    except OSError as error:
+        raise files.FileError(f"cannot write to {path}: {error.strerror}; choose another --output-dir") from None
+    return path
+
+
+class Run:
+    """The folder of one run: `with Run("mlp_from_scratch", settings) as run: ...`
+
+    The folder is created at once; an earlier run in the same `--output-dir` is renamed. With settings.resume, the folder
+    of an interrupted run, that folder is used; until `resume` is called, only its half-written files are removed.
+    """
+
+    def __init__(self, script, settings):
+        self.settings, self.histories, self.with_header = vars(settings), {}, set()
+        resumed = self.settings.get("resume")
+        gc.collect()  # saved figures are in reference cycles that may hold an earlier run's features
+        self.start = None if resumed else time.perf_counter()
+        self.path = Path(resumed) if resumed else new_folder(script, self.settings)
+        for half_written in self.path.glob(".[0-9]*.*") if resumed else ():  # by a process that was killed
+            half_written.unlink()
+
+    def __enter__(self):
+        values = "  ".join(f"{name}={value!r}".replace(", ", ",") for name, value in self.settings.items())
+        print(textwrap.fill(f"settings  {values}", 118, subsequent_indent=10 * " ", break_on_hyphens=False))
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        if kind is KeyboardInterrupt:
+            raise KeyboardInterrupt(f": what was saved so far is in {self.path}") from None
+        if kind is Diverged and (self.path / CHECKPOINT).exists():
+            raise Diverged(f"{error}; the last checkpoint is {self.path / CHECKPOINT}") from None
+
+    def log(self, row, name="history.csv"):
+        """Print the row of an epoch, a dict of COLUMNS, and write the history so far."""
+        widths = {column: max(10, len(column) + 2) for column in FORMATS}
+        if name not in self.with_header:
+            self.with_header.add(name)
+            tqdm.write("".join(f"{column:>{width}}" for column, width in widths.items()))
+        self.histories.setdefault(name, []).append(rounded(row))
+        tqdm.write("".join(f"{row[column]:>{width}{FORMATS[column]}}" for column, width in widths.items()))
+        sys.stdout.flush()
+        self.write_history(name)
+
+    def save_checkpoint(self, trainer, split):
+        """Write the checkpoint of a trainer, which has a `state_dict`; split: digest of the images that it trains on."""
+        tensors, metadata = trainer.state_dict()
+        metadata |= {"model": "checkpoint", "settings": training_settings(self.settings), "split": split}
+        files.save_weights(self.path / CHECKPOINT, tensors, metadata)
+
+    def resume(self, history, name="history.csv"):
+        """Continue the run in this folder after the epochs of the history {column: [...]}."""
+        self.start = time.perf_counter() - sum(history["seconds"])
+        rows = zip(*(history[column] for column in COLUMNS), strict=True)
+        self.histories[name] = [rounded(dict(zip(COLUMNS, row, strict=True))) for row in rows]
+        if self.histories[name]:
+            self.write_history(name)  # the file may be an epoch behind the checkpoint, or ahead of it
+
+    def write_history(self, name):
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.histories[name])
+        self.save({name: text.getvalue()})
+
+    def save(self, contents):
+        """Write {file name: text, matplotlib Figure or NumPy array (.npy)}."""
+        for name, content in contents.items():
+            if isinstance(content, str):
+                files.write_text(self.path / name, content)
+                continue
+            with files.atomic_write(self.path / name) as temporary:
+                if isinstance(content, np.ndarray):
+                    with temporary.open("wb") as file:
+                        np.save(file, content)
+                else:
+                    content.savefig(temporary)
+
+    def finish(self, table, **metrics):
+        """Write metrics.json with the settings, versions and machine, print the results, and return the metrics.
+
+        table: {model: (validation accuracy, test accuracy)}. `seconds` includes the epochs before a resume; it is omitted
+        if unknown.
+        """
+        if memory := peak_memory():
+            metrics["peak_memory_mib"] = round(memory, 1)
+        duration = ""
+        if self.start:
+            metrics["seconds"] = round(time.perf_counter() - self.start, 1)
+            duration = f", {metrics['seconds']:.0f} s"
+        metrics |= {"settings": self.settings, "command": command_line(), **environment()}
+        self.save({"metrics.json": json.dumps(metrics, indent=2, allow_nan=False) + "\n"})
+        width = max(len(name) for name in [metrics["dataset"], *table]) + 2
+        print(f"\n{metrics['dataset']:<{width}}  validation      test")
+        for name, accuracies in table.items():
+            print(f"{name:<{width}}" + "".join(f"{accuracy:12.2%}" for accuracy in accuracies)[2:])
+        if self.settings.get("quick"):
+            print("\nSmoke test on a subset: the numbers are not representative. Leave out --quick for the real ones.")
+        print(f"\n{metrics['dataset']}{duration}; figures, weights and metrics.json are in\n{self.path}")
+        return metrics
+
+
+def run_seeds(script, run, s, check_settings=lambda s: None):
+    """run(s), or with s.seeds > 1 one run for each seed from s.seed on, in FOLDER/seed_0 and so on. Return the metrics.
+
+    FOLDER/metrics.json contains the mean of every result, its standard deviation (NAME_std, with n - 1) and, under
+    "by_seed", the single values; of the peak memory, the maximum. A resumed run continues with the seed at which it was
+    interrupted. `check_settings` is called before a folder is created or renamed.
+    """
+    check_settings(s)
+    if s.seeds == 1:
+        return run(s)
+    folder = Path(s.resume) if s.resume else new_folder(script, vars(s))
+    runs = []
+    for number, seed in enumerate(range(s.seed, s.seed + s.seeds), 1):
+        path = folder / f"seed_{seed}"
+        finished = (path / "metrics.json").exists()
+        print(f"\nseed {seed}, {number} of {s.seeds}" + (": already finished" if finished else ""))
+        if not finished:
+            started = str(path) if (path / "settings.json").exists() else ""
+            run(SimpleNamespace(**vars(s) | {"seed": seed, "seeds": 1, "output_dir": str(path), "resume": started}))
+        runs.append(json.loads((path / "metrics.json").read_text(encoding="utf-8")))
+    metrics = summarize(runs) | {"seeds": list(range(s.seed, s.seed + s.seeds)), "settings": vars(s)}
+    metrics |= {"command": runs[0]["command"], **environment()}  # not the --resume by which a later seed was continued
+    files.write_text(folder / "metrics.json", json.dumps(metrics, indent=2, allow_nan=False) + "\n")
+    print(f"\n{s.seeds} seeds, mean and standard deviation:")
+    for name in ("val_accuracy", "test_accuracy"):
+        print(f"{name:<14}{metrics[name]:8.2%} +- {100 * metrics[f'{name}_std']:.2f}")
+    print(f"\n{metrics['dataset']}; metrics.json is in\n{folder}")
+    return metrics
+
+
+def summarize(runs):
+    """The metrics of several seeds as one dict: what all have in common, and of every float NAME, NAME_std and by_seed."""
+    common = {name: value for name, value in runs[0].items()  # not always the seconds
+              if all(name in run and (isinstance(value, float) or run[name] == value) for run in runs)}  # fmt: skip
+    if common.pop("peak_memory_mib", 0):
+        common["peak_memory_mib"] = max(run["peak_memory_mib"] for run in runs)
+    results = [name for name, value in common.items() if isinstance(value, float) and name != "peak_memory_mib"]
+    by_seed = {name: [run[name] for run in runs] for name in results}
+    common |= {name: statistics.fmean(values) for name, values in by_seed.items()}
+    return common | {f"{name}_std": statistics.stdev(values) for name, values in by_seed.items()} | {"by_seed": by_seed}
+
+
+def training_settings(settings):
+    """The settings that a training depends on, as JSON has them."""
+    others = ("resume", "output_dir", "data_dir", "offline_fallback", "seeds")
+    return json.loads(json.dumps({name: value for name, value in settings.items() if name not in others}))
+
+
+def load_checkpoint(trainer, s, split):
+    """Load the checkpoint in the folder s.resume into `trainer`; split: as in Run.save_checkpoint. Raises FileError."""
+    folder = Path(s.resume)
+    path = folder / CHECKPOINT
+    if not path.exists():
+        if any(folder.glob("*history.csv")):
+            raise files.FileError(f"{path}: no such file, but the run has trained: it cannot be resumed without it")
+        print(f"{folder} was interrupted before the end of its first epoch: starting again")
+        return
+    tensors, metadata = files.load_weights(path, "checkpoint")
+    with files.checked_format(path):
+        if metadata["split"] != split:
+            raise files.FileError(f"{path}: is of a training on other data")
+        if metadata["settings"] != (current := training_settings(vars(s))):
+            different = sorted(name for name in current if metadata["settings"].get(name) != current[name])
+            raise ValueError(f"of a training with other settings: {', '.join(different)}")
+        trainer.load_state_dict(tensors, metadata)
+    print(f"resuming {folder} after epoch {metadata['epoch']}")
+
+
+def command_line():
+    return shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def rounded(row):
+    """A row of COLUMNS as it is in a history file: six digits."""
+    return {column: value if column == "epoch" else float(f"{value:.6g}") for column, value in row.items()}
+
+
+def environment():
+    """{"versions": ..., "machine": ...}: of the packages that this process has imported, and of this machine."""
+    packages = ("numpy", "torch", "torchvision", "matplotlib", "scikit-learn")
+    imported = [name for name in packages if name.replace("scikit-learn", "sklearn") in sys.modules]
+    versions = {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in imported}}
+    processor = platform.processor() or platform.machine()
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = next((line.split(": ")[1] for line in lines if line.startswith("model name")), processor)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    machine = {"system": platform.system(), "processor": processor, "cores": cores}
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_available():
+        machine["gpu"] = torch.cuda.get_device_name()
+    return {"versions": versions, "machine": machine}
+
+
+def peak_memory():
+    """Peak memory of this process in MiB; None where the system does not report it."""
+    status = Path("/proc/self/status")  # Linux, where getrusage starts with the peak of the parent process
+    if status.exists():
+        return int(status.read_text().split("VmHWM:")[1].split()[0]) / 2**10
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # bytes on macOS

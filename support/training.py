@@ -1,0 +1,102 @@
+"""The one epoch loop, `fit`, and the one closing report of every script."""
+
+import math
+import time
+
+import numpy as np
+from tqdm import tqdm
+
+import plots
+from numpy_nn.layers import LOSSES
+from support import runs
+
+TRAIN_EVAL_SIZE = 5_000  # training images whose loss and accuracy in eval mode stand beside those of validation
+
+
+class Trainer:
+    """The epoch loop of both networks. A subclass defines `train_epoch` and `evaluate`, and what else it needs below.
+
+    s: settings with `epochs`; steps_per_epoch: for the progress bar. `history` is {column: [value of each epoch]}.
+    """
+
+    def __init__(self, s, steps_per_epoch):
+        self.s, self.steps_per_epoch = s, steps_per_epoch
+        self.history = {column: [] for column in runs.COLUMNS}
+
+    def fit(self, X, y, X_val=None, y_val=None, log=lambda row: None, save_checkpoint=lambda: None, train_eval=None):
+        """Train to the last epoch, or until `should_stop`. X (N, ...), y (N,), X_val (M, ...), y_val (M,).
+
+        After each epoch `save_checkpoint` is called, and `log` with a row, a dict of runs.COLUMNS. train_loss and
+        train_accuracy are means over the epoch's batches as they were trained on, train_eval_* those of train_eval (X, y)
+        in eval mode, by default the first training images. Without X_val only the former are recorded. Raises
+        runs.Diverged, and ValueError for unusable X or y.
+        """
+        train_eval = train_eval or (X[:TRAIN_EVAL_SIZE], y[:TRAIN_EVAL_SIZE])
+        self.check_data(X, y)
+        if X_val is not None:
+            self.check_data(X_val, y_val)
+        epoch, steps = len(self.history["epoch"]), self.steps_per_epoch
+        bar = tqdm(total=self.s.epochs * steps, initial=epoch * steps, disable=self.no_progress, leave=False, unit="batch")
+        with bar, np.errstate(over="ignore", invalid="ignore"):  # Diverged explains it better
+            while epoch < self.s.epochs and not self.should_stop:
+                start, epoch = time.perf_counter(), epoch + 1
+                train_loss, train_accuracy, lr = self.train_epoch(X, y, bar.update)
+                row = {"epoch": epoch, "train_loss": train_loss, "train_accuracy": train_accuracy}
+                if X_val is not None:
+                    row["train_eval_loss"], row["train_eval_accuracy"] = self.evaluate(*train_eval)
+                    row["val_loss"], row["val_accuracy"] = self.evaluate(X_val, y_val)
+                row |= {"learning_rate": lr, "seconds": time.perf_counter() - start}
+                if not all(map(math.isfinite, row.values())):
+                    raise runs.Diverged(self.divergence_message(row, X_val))
+                for column, value in row.items():
+                    self.history[column].append(value)
+                advice = self.on_epoch_end(row)
+                save_checkpoint()
+                log(row)
+                for line in advice:
+                    tqdm.write(line)
+        self.finish()
+
+    no_progress = None  # True hides the progress bar; None does so where the output is not a terminal
+    should_stop = False
+
+    def check_data(self, X, y):
+        """Raise ValueError for data that cannot be trained on."""
+
+    def on_epoch_end(self, row):
+        """Update what depends on the validation results; return lines to print."""
+        return []
+
+    def finish(self):
+        """After the last epoch."""
+
+    def divergence_message(self, row, X):
+        """Why a value of the row is not finite, and what to do. X: the images that were evaluated."""
+        return f"the loss became {row['train_loss'] + row['val_loss']:g} in epoch {row['epoch']}: lower --learning-rate"
+
+
+def report(run, images, title, row, logits, tta_logits=None, *, loss="softmax", other_rows=None, curves=None, **metrics):
+    """Write the figures, test probabilities and metrics of a trained model, print its results; return the metrics.
+
+    title: of the figures; row: the model in the printed table, below other_rows {name: (validation, test accuracy)}.
+    logits: {"val": (N, classes), "test": (N, classes)}; tta_logits: the same, summed over the views of each image.
+    curves: {file name: Figure}; metrics: what metrics.json contains besides.
+    """
+    loss_function, to_probabilities = LOSSES[loss]
+    y, probabilities = images.test.y, to_probabilities(logits["test"].astype(np.float64))
+    run.save((curves or {}) | plots.evaluation(images.test.X, y, probabilities, images.classes, title))
+    run.save({"test_probabilities.npy": probabilities.astype(np.float16)})
+    results = {f"{split}_accuracy": accuracy(values, getattr(images, split).y) for split, values in logits.items()}
+    table = (other_rows or {}) | {row: (results["val_accuracy"], results["test_accuracy"])}
+    results |= {"test_loss": loss_function(logits["test"], y)[0], "test_ece": plots.calibration(y, probabilities)[-1]}
+    if tta_logits:
+        tta = {f"{split}_accuracy_flip_tta": accuracy(values, getattr(images, split).y)
+               for split, values in tta_logits.items()}  # fmt: skip
+        table["  with flip test-time augmentation (TTA)"] = tuple(tta.values())
+        results |= tta
+    return run.finish(table, dataset=images.name, **images.sizes, **results, **metrics)
+
+
+def accuracy(logits, y):
+    """Share of the rows of logits (N, classes) whose largest value is that of the label, y (N,)."""
+    return float(np.mean(logits.argmax(axis=1) == y))

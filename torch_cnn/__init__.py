@@ -1,0 +1,1 @@
+"""The convolutional network in PyTorch: the network, its features, devices, figures."""

@@ -1,0 +1,175 @@
+"""The convolutional network in PyTorch: layers, summary, and its weights file."""
+
+import copy
+import warnings
+from types import SimpleNamespace
+
+import torch
+from torch import nn
+
+from support import files, runs
+
+ACTIVATIONS = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "tanh": nn.Tanh, "gelu": nn.GELU, "sigmoid": nn.Sigmoid}
+POOLS = {"max": nn.MaxPool2d, "average": nn.AvgPool2d}
+INITS = {  # (weight, standard deviation for random, generator): He et al. 2015, Glorot and Bengio 2010, or plain
+    "he": lambda weight, scale, generator: nn.init.kaiming_normal_(weight, nonlinearity="relu", generator=generator),
+    "xavier": lambda weight, scale, generator: nn.init.xavier_normal_(weight, generator=generator),
+    "random": lambda weight, scale, generator: nn.init.normal_(weight, std=scale, generator=generator),
+}
+ARCHITECTURE_KEYS = ("channels", "kernel_sizes", "pool_after", "pool", "global_pool", "norm", "activation", "dropout", "fc",
+                     "fc_norm", "fc_dropout", "init", "init_scale")  # the settings that define the network  # fmt: skip
+
+
+class CNN(nn.Module):
+    """Convolutions, each with optional pooling, batch normalization, activation and dropout, then fully connected layers.
+
+    Pooling comes before normalization and activation, which then process a quarter of the pixels. Input: (N, 1, 28, 28)
+    in [0, 1]; `mean` and `std` of the training pixels are part of the model. The keywords are the settings of
+    cnn_feature_extraction.py. `features` is the input of the last linear layer, the classifier: the flattened feature
+    maps (or their means, with global_pool "average"), or the output of the last layer of `fc`.
+    """
+
+    def __init__(self, channels, pool_after, norm="batch", classes=10, mean=0.0, std=1.0, generator=None, *,
+                 kernel_sizes=(3,), pool="max", global_pool="none", activation="relu", dropout=0.0, fc=(), fc_norm=False,
+                 fc_dropout=0.0, init="he", init_scale=0.05):  # fmt: skip
+        super().__init__()
+        self.name = f"CNN {'-'.join(map(str, (*channels, *fc)))}"
+        self.compute = {}  # {"device": ..., "precision": ...} of its training
+        self.register_buffer("mean", torch.tensor(mean))
+        self.register_buffer("std", torch.tensor(std))
+        kernels = kernel_sizes * len(channels) if len(kernel_sizes) == 1 else kernel_sizes
+        sizes = feature_map_sizes(channels, pool_after)
+        layers, n_in = [], 1
+        for number, (n_out, kernel) in enumerate(zip(channels, kernels, strict=True), 1):
+            layers.append(convolution(n_in, n_out, kernel, bias=norm == "none"))
+            INITS[init](layers[-1].weight, init_scale, generator)
+            if norm == "none":
+                nn.init.zeros_(layers[-1].bias)
+            if number in pool_after:
+                layers.append(POOLS[pool](2))
+            if norm == "batch":
+                layers.append(nn.BatchNorm2d(n_out))
+            layers.append(ACTIVATIONS[activation]())
+            if dropout:
+                layers.append(nn.Dropout(dropout))
+            n_in = n_out
+        layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten()] if global_pool == "average" else [nn.Flatten()]
+        n_in *= 1 if global_pool == "average" else sizes[-1] ** 2
+        for n_out in fc:
+            layers.append(nn.Linear(n_in, n_out))
+            INITS[init](layers[-1].weight, init_scale, generator)
+            nn.init.zeros_(layers[-1].bias)
+            layers += [nn.LayerNorm(n_out)] if fc_norm else []
+            layers.append(ACTIVATIONS[activation]())
+            layers += [nn.Dropout(fc_dropout)] if fc_dropout else []
+            n_in = n_out
+        self.backbone = nn.Sequential(*layers)  # (N, 1, 28, 28) -> (N, features)
+        self.classifier = nn.Linear(n_in, classes)
+        nn.init.normal_(self.classifier.weight, std=self.classifier.in_features**-0.5, generator=generator)
+        nn.init.zeros_(self.classifier.bias)
+        self.num_parameters = sum(p.numel() for p in self.parameters())
+
+    def features(self, x):
+        return self.backbone((x - self.mean) / self.std)
+
+    def forward(self, x):
+        return self.classifier(self.features(x))
+
+
+class SameConv2d(nn.Conv2d):
+    """A convolution with an even kernel that keeps the size of the maps; without PyTorch's warning that it copies x."""
+
+    def forward(self, x):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Using padding='same' with even kernel")
+            return super().forward(x)
+
+
+def convolution(n_in, n_out, kernel, bias):
+    """A convolution whose output is as large as its input."""
+    if kernel % 2:
+        return nn.Conv2d(n_in, n_out, kernel, padding=kernel // 2, bias=bias)
+    return SameConv2d(n_in, n_out, kernel, padding="same", bias=bias)
+
+
+def build(s, classes=10, mean=0.0, std=1.0, generator=None):
+    """The CNN of the settings `s`, which have ARCHITECTURE_KEYS as attributes. Raises ValueError for an impossible stack."""
+    architecture = {name: getattr(s, name) for name in ARCHITECTURE_KEYS}
+    architecture = {name: tuple(value) if isinstance(value, list) else value for name, value in architecture.items()}
+    return CNN(classes=classes, mean=mean, std=std, generator=generator, **architecture)
+
+
+def feature_map_sizes(channels, pool_after):
+    """Side of the square feature maps after each convolution, in pixels. Raises ValueError for an impossible stack."""
+    prefix = "pool_after " + " ".join(map(str, pool_after))
+    if not channels:
+        raise ValueError("channels: at least one convolution is needed")
+    if pool_after and max(pool_after) > len(channels):
+        raise ValueError(f"{prefix}: the last convolution is number {len(channels)}")
+    sizes = [28]
+    for number in range(1, len(channels) + 1):
+        sizes.append(sizes[-1] // 2 if number in pool_after else sizes[-1])
+        if sizes[-1] == 0:
+            raise ValueError(f"{prefix}: the maps of convolution {number} would be 0 x 0 pixels; remove a pooling layer")
+    return sizes[1:]
+
+
+def layer_summary(model):
+    """[(layers, output shape, parameters, multiply-adds per image), ...]: a row for each convolution or linear layer."""
+    rows, x = [], torch.zeros(1, 1, 28, 28, device="meta")  # a tensor with a shape but no data
+    model = copy.deepcopy(model).to("meta").eval()
+    classifier = [model.classifier] if isinstance(model.classifier, nn.Linear) else []  # or the NumPy MLP
+    for module in (*model.backbone, *classifier):
+        x = module(x)
+        name, parameters, multiply_adds = type(module).__name__, sum(p.numel() for p in module.parameters()), 0
+        if isinstance(module, nn.Conv2d):
+            name = f"Conv2d {module.kernel_size[0]} x {module.kernel_size[1]}"
+            multiply_adds = x.numel() * module.weight[0].numel()
+        elif isinstance(module, nn.Linear):
+            multiply_adds = module.weight.numel()
+        if multiply_adds:
+            rows.append([name, (), parameters, multiply_adds])
+        else:
+            rows[-1][0] += f", {name}"
+            rows[-1][2] += parameters
+        rows[-1][1] = tuple(x.shape[1:])
+    return [tuple(row) for row in rows]
+
+
+def summary(model):
+    """`layer_summary` as a text table, with the totals."""
+    rows = layer_summary(model)
+    rows.append(("total", (), sum(row[2] for row in rows), sum(row[3] for row in rows)))
+    width = max(len(row[0]) for row in rows) + 2
+    lines = [f"{'layers':<{width}}{'output':>14}{'parameters':>12}{'multiply-adds':>15}"]
+    for name, shape, parameters, multiply_adds in rows:
+        lines.append(f"{name:<{width}}{' x '.join(map(str, shape)):>14}{parameters:12,}{multiply_adds:15,}")
+    return "\n".join(lines)
+
+
+def to_channels_last(x):
+    """x in channels-last memory format, which is faster with oneDNN and cuDNN, but not with Metal."""
+    return x if x.device.type == "mps" else x.contiguous(memory_format=torch.channels_last)
+
+
+def numpy_state(module, prefix=""):
+    """The module's state_dict as {prefix + name: NumPy array}."""
+    return {prefix + name: value.cpu().contiguous().numpy() for name, value in module.state_dict().items()}
+
+
+def save(path, model, images, s):
+    """Write the network, its settings and what it was trained on as one safetensors file."""
+    metadata = {"model": "cnn", "settings": runs.training_settings(vars(s)), "compute": model.compute}
+    metadata |= {"dataset": images.name, "classes": images.classes}
+    files.save_weights(path, numpy_state(model), metadata)
+
+
+def restore(path):
+    """(the model on the CPU in eval mode, metadata) of a file that `save` wrote. Raises files.FileError."""
+    tensors, metadata = files.load_weights(path, "cnn")
+    with files.checked_format(path):
+        model = build(SimpleNamespace(**metadata["settings"]), len(metadata["classes"]))
+        model.load_state_dict({name: torch.from_numpy(value) for name, value in tensors.items()})
+        metadata["dataset"], metadata["settings"]["split_seed"]
+        model.compute = metadata["compute"]
+    return model.eval(), metadata

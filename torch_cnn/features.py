@@ -1,0 +1,90 @@
+"""Features and logits of a trained CNN: extraction in eval mode and dataset order, the feature cache, flip TTA."""
+
+import json
+import zipfile
+
+import numpy as np
+import torch
+
+import data
+from support import files
+from torch_cnn.backbone import to_channels_last
+
+SPLITS = ("train", "val", "test")
+
+
+@torch.no_grad()
+def extract_features(model, X, dtype=torch.float32):
+    """Flattened features (N, F), float32, of X (N, 1, 28, 28), in order, on its device. Leaves the model in eval mode."""
+    model.eval()
+    with torch.autocast(X.device.type, torch.bfloat16, enabled=dtype is torch.bfloat16):
+        return torch.cat([model.features(to_channels_last(x)).float() for x in X.split(500)])
+
+
+def extract_features_numpy(model, X):
+    """The same for a NumPy array X (N, 28, 28); returns a tensor on the model's device."""
+    return extract_features(model, torch.from_numpy(np.ascontiguousarray(X))[:, None].to(model.mean.device))
+
+
+@torch.no_grad()
+def classifier_logits(model, features):
+    """Logits (N, classes) of features (N, F), a tensor or NumPy array, by the model's classifier."""
+    return model.classifier(torch.as_tensor(features, device=model.mean.device)).float()
+
+
+def predict_logits(model, X):
+    """Logits (N, classes), a NumPy array, of images X (N, 28, 28)."""
+    return classifier_logits(model, extract_features_numpy(model, X)).cpu().numpy()
+
+
+def flip_tta_logits(model, images, logits):
+    """Logits {"val": (N, classes), "test": ...} plus those of the mirrored images."""
+    return {split: values + predict_logits(model, getattr(images, split).X[:, :, ::-1]) for split, values in logits.items()}
+
+
+def cached_features(path, model, images, fallback_path=None):
+    """Features, labels and indices of all three splits, in dataset order, from the cache `path` if it is valid.
+
+    Returns {"X_train": (N, F) float32, "y_train": (N,), "indices_train": (N,), ... _val ... _test}. The cache records the
+    weights, data and split it was made from; where they differ, features are extracted again and saved to fallback_path,
+    or `path`, and the reason is printed.
+    """
+    weights = data.digest(*(value.cpu().numpy() for value in model.state_dict().values()))
+    made_from = {"weights": weights, "data and split": images.fingerprint(), "layer": "flatten", "format": 2}
+    if path.exists():
+        features, reason = load_cache(path, made_from)
+        if features:
+            print(f"features loaded from {path}")
+            return features
+        print(f"{path} {reason}: extracting the features again")
+        path = fallback_path or path
+    features = {}
+    for name in SPLITS:
+        split = getattr(images, name)
+        features[f"X_{name}"] = extract_features_numpy(model, split.X).cpu().numpy()
+        features[f"y_{name}"], features[f"indices_{name}"] = split.y, split.indices
+    save_cache(path, features, made_from)
+    return features
+
+
+def load_cache(path, made_from):
+    """(features, "") of a valid cache, or (None, reason)."""
+    try:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            recorded = json.loads(str(file["made_from"]))
+            changed = [name for name in made_from if recorded.get(name) != made_from[name]]
+            if changed:
+                return None, f"was made from other {' and other '.join(changed)}"
+            return {f"{kind}_{name}": file[f"{kind}_{name}"] for kind in ("X", "y", "indices") for name in SPLITS}, ""
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+        return None, f"cannot be read ({error})"
+
+
+def save_cache(path, features, made_from):
+    """Write the cache, or print why it cannot be written."""
+    try:
+        with files.atomic_write(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, made_from=json.dumps(made_from), **features)
+        print(f"features: {features['X_train'].shape[1]:,} per image, {path.stat().st_size / 1e6:.0f} MB in {path}")
+    except OSError as error:
+        print(f"features are not saved: {path} cannot be written ({error.strerror})")
