@@ -66,9 +66,9 @@ class TrainingMonitor:
         if np.ptp(self.model.predict_logits(self.X).argmax(axis=1)) == 0:
             advice["one class"] = ("every image is put into the same class: nothing is learnt yet; if it stays so, try "
                                    f"another --learning-rate than {self.s.learning_rate:g}, or --init")  # fmt: skip
-        new = [line for metadata, line in advice.items() if about not in self.reported]
-        self.reported += [about for about in advice if about not in self.reported]
-        return [f"monitor, epoch {epoch}: {line}" for line in new]
+        new = [problem for problem in advice if problem not in self.reported]
+        self.reported += new
+        return [f"monitor, epoch {epoch}: {advice[problem]}" for problem in new]
 
     def remedies(self, **values):
         """Those of the settings, as flags, that are not so already."""
