@@ -1,17 +1,17 @@
 """Turn the block of constants at the top of a script into command-line flags.
 
-The constants between a line ``# ---- settings ...`` and the next line ``# ----`` are a script's only configuration.
-``EPOCHS = 20  # passes over the training set, in [1, inf)`` becomes ``--epochs 20``: its type is that of the value, its
-help is the comment, and what the comment ends in is what it may be:
+The constants between a line `# ---- settings ...` and the next line `# ----` are a script's only configuration.
+`EPOCHS = 20  # passes over the training set, in [1, inf)` becomes `--epochs 20`. The value sets the type, the comment is the
+help text, and the end of the comment restricts the value:
 
-    ``{adam, sgd}``         one of these words
-    ``in (0, inf)``         a number in that interval (round brackets leave the end out); of a tuple, every element
-    ``$FASHION_MNIST_DIR``  anywhere in the comment: this environment variable, where it is set, is the default
+    `{adam, sgd}`         one of these words
+    `in (0, inf)`         a number in this interval; round brackets exclude the end. Applies to each element of a tuple.
+    `$FASHION_MNIST_DIR`  anywhere in the comment: if this environment variable is set, its value is the default
 
-A comment may go on in the lines below it. A boolean becomes ``--quick`` and ``--no-quick``. ``HIDDEN: tuple = (256, 128)``
-takes several values (``--hidden 256 128`` or ``--hidden 256,128``), and none at all is the empty tuple; ``= 256`` there is
-as good as ``= (256,)``. A whole number in an interval with a round bracket at a finite end, ``DROPOUT = 0`` with
-``in [0, 1)``, is a decimal one.
+A comment may continue on the lines below. A line `# -- network` starts a group, which is a heading in --help. A boolean
+becomes `--quick` and `--no-quick`. `HIDDEN: tuple = (256, 128)` takes any number of values (`--hidden 256 128` or
+`--hidden 256,128`), and `= 256` stands for `= (256,)`. A whole number in an interval with a round bracket at a finite end,
+such as `DROPOUT = 0` with `in [0, 1)`, is converted to a float.
 """
 
 import argparse
@@ -21,22 +21,93 @@ import json
 import numbers
 import os
 import re
+import textwrap
 import tokenize
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
 INTERVAL = re.compile(r"in ([\[(])(\S+), (\S+)([\])])$")
 CHOICES = re.compile(r"\{([^}]*)\}$")
 
+# Former names of settings and values, for the error message.
+RENAMED = {
+    "clip_norm": "max_grad_norm", "average": "ema_decay", "input": "normalize", "reduce": "global_pool",
+    "flip_average": "tta flip", "no_flip_average": "tta none", "batch_norm": "norm batch", "no_batch_norm": "norm none",
+    "neighbours": "neighbors",
+}  # fmt: skip
+RENAMED_VALUES = {"one_cycle": "linear", "triangle": "linear", "standard": "global", "pixel": "per_pixel", "flatten": "none"}
+
+# Other words for a setting, and the settings that they may mean: those that the script has are suggested.
+MEANINGS = {
+    "lr eta step_size initial_lr max_lr peak_lr learning_rate_init": "learning_rate head_learning_rate joint_learning_rate",
+    "head_lr mlp_lr mlp_learning_rate": "head_learning_rate joint_learning_rate",
+    "joint_lr": "joint_learning_rate",
+    "epoch n_epochs num_epochs max_epochs max_iter iterations passes": "epochs head_epochs",
+    "mlp_epochs": "head_epochs",
+    "bs batch mini_batch": "batch_size head_batch_size",
+    "depth layers num_layers hidden_layers hidden_layer_sizes hidden_size hidden_dim width units neurons":
+        "hidden channels head_hidden",
+    "mlp_hidden": "head_hidden",
+    "filters convolutions conv maps feature_maps": "channels",
+    "kernel kernel_size filter_size": "kernel_sizes",
+    "pooling max_pool": "pool pool_after",
+    "gap global_average_pooling": "global_pool",
+    "fully_connected dense": "fc hidden head_hidden",
+    "act nonlinearity": "activation",
+    "bn batch_norm batch_normalization layer_norm normalization": "norm",
+    "standardize preprocessing normalise": "normalize",
+    "initializer initialization weight_init": "init",
+    "criterion objective loss_function": "loss",
+    "optim opt solver": "optimizer",
+    "mom beta beta1": "momentum",
+    "scheduler lr_scheduler lr_schedule": "schedule",
+    "warmup_epochs warmup_steps pct_start": "warmup",
+    "clip clip_grad clip_grad_norm grad_clip gradient_clipping max_norm": "max_grad_norm",
+    "ema swa weight_averaging": "ema_decay",
+    "wd decay": "weight_decay",
+    "alpha penalty regularization": "l2 weight_decay",
+    "drop drop_rate dropout_rate dropout_p": "dropout fc_dropout",
+    "smoothing": "label_smoothing",
+    "early_stopping early_stop n_iter_no_change": "patience",
+    "augment augmentation data_augmentation aug transforms": "flip shift erase",
+    "mirror hflip horizontal_flip": "flip",
+    "translate crop random_crop jitter": "shift",
+    "cutout random_erasing": "erase",
+    "test_time_augmentation": "tta",
+    "random_state random_seed manual_seed": "seed",
+    "runs repeats trials num_seeds n_seeds": "seeds",
+    "gpu cuda mps cpu": "device",
+    "amp bf16 fp16 half mixed_precision dtype": "precision",
+    "continue checkpoint restart": "resume",
+    "smoke smoke_test fast debug dry_run": "quick",
+    "out output out_dir save_dir log_dir": "output_dir",
+    "data data_path root": "data_dir",
+    "joint end_to_end freeze frozen": "training",
+    "cnn pretrained": "backbone",
+}
+VALUE_MEANINGS = {
+    "kaiming": "he", "glorot": "xavier", "cross_entropy": "softmax", "ce": "softmax", "bce": "sigmoid", "bn": "batch",
+    "ln": "layer", "sgd": "nesterov", "mean": "average", "avg": "average", "gpu": "cuda", "bf16": "bfloat16",
+    "fp32": "float32", "end_to_end": "joint", "fashion": "fashion-mnist",
+}  # fmt: skip
+
 
 class SettingError(ValueError):
-    """A setting that cannot be. The message names the flag and what it may be."""
+    """An unknown setting or an impossible value. The message names the flag and the values that it accepts."""
 
     exit_code = 2
 
 
+class Constant(NamedTuple):
+    comment: str
+    default: object
+    module: object
+    group: str  # "" before the first group heading
+
+
 def constants(*modules):
-    """{"EPOCHS": (comment, default, module), ...} of several scripts; a name that two declare is the first one's."""
+    """{"EPOCHS": Constant, ...} of several scripts; of a name that two of them declare, that of the first one."""
     table = {}
     for module in modules:
         with open(module.__file__, encoding="utf-8") as file:
@@ -47,36 +118,39 @@ def constants(*modules):
         source = source[:last]
         tokens = tokenize.generate_tokens(iter(source).__next__)
         comments = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
+        headings = {number: line.removeprefix("# -- ").strip() for number, line in enumerate(source, 1)
+                    if number > first and line.startswith("# -- ")}  # fmt: skip
         for statement in ast.parse("".join(source)).body:
             if not isinstance(statement, (ast.Assign, ast.AnnAssign)) or statement.lineno < first:
                 continue
             several = isinstance(statement, ast.AnnAssign)  # NAME: tuple = ...
             name, number = (statement.target if several else statement.targets[0]).id, statement.end_lineno
+            group = next((headings[line] for line in sorted(headings, reverse=True) if line < number), "")
             comment = comments.get(number, "")
-            while number + 1 < last and source[number].lstrip().startswith("#"):  # source[number] is the line below
-                number += 1
+            while source[number].lstrip().startswith("#") and number + 1 < last and number + 1 not in headings:
+                number += 1  # source[number] is the line below
                 comment += " " + comments[number]
             variable = re.search(r"\$(\w+)", comment)
             from_environment = variable and os.environ.get(variable.group(1))
             default = variable.group() if from_environment else getattr(module, name)
             if several:
                 default = tuple(default) if isinstance(default, (tuple, list)) else (default,)
-            if type(default) is int and (interval := INTERVAL.search(comment)) and decimal(*interval.group(1, 3, 4)):
+            if type(default) is int and (interval := INTERVAL.search(comment)) and is_decimal(*interval.group(1, 3, 4)):
                 default = float(default)
-            table.setdefault(name, (comment.strip(), default, module))
+            table.setdefault(name, Constant(comment.strip(), default, module, group))
     return table
 
 
-def decimal(opening, high, closing):
-    """Whether an interval is one of decimal numbers: whole ones need no end that is left out."""
+def is_decimal(opening, high, closing):
+    """Whether an interval excludes a finite end, as only intervals of decimal numbers do."""
     return opening == "(" or (closing == ")" and high != "inf")
 
 
 def convert(value, kind):
-    """`value`, a string from the command line or already of the right type, as `kind`. Raises ValueError."""
-    if kind is int and isinstance(value, float) and value.is_integer():  # 0.0, say, for a constant edited to 0
+    """`value`, a string or already of the right type, as `kind`. Raises ValueError or TypeError."""
+    if kind is int and isinstance(value, float) and value.is_integer():  # such as 0.0 for a constant edited to 0
         value = int(value)
-    number = {int: numbers.Integral, float: numbers.Real}.get(kind)  # NumPy's numbers are welcome, too
+    number = {int: numbers.Integral, float: numbers.Real}.get(kind)  # includes NumPy's numbers
     if number and (isinstance(value, str) or (isinstance(value, number) and not isinstance(value, bool))):
         return kind(value)
     if type(value) is not kind:
@@ -85,8 +159,8 @@ def convert(value, kind):
 
 
 def parse_value(name, value, comment, default):
-    """`value` converted to the type of `default` and held against its comment. Raises SettingError."""
-    mistake = f"--{name.lower().replace('_', '-')} {value}: "
+    """`value` converted to the type of `default` and checked against the comment. Raises SettingError."""
+    prefix = f"{flag(name)} {value}: "
     several = isinstance(default, tuple)
     kind = type(default) if not several else type(default[0]) if default else int
     elements = [value]
@@ -95,24 +169,56 @@ def parse_value(name, value, comment, default):
     try:
         elements = tuple(convert(element, kind) for element in elements)
     except (TypeError, ValueError):
-        names = {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}
-        raise SettingError(mistake + f"not {names[kind]}") from None
+        names = {int: "a whole number", float: "a number", bool: "True or False", str: "a string"}
+        raise SettingError(prefix + f"not {names[kind]}") from None
     if match := INTERVAL.search(comment):
         opening, low, high, closing = match.groups()
         for x in elements:
             above = float(low) <= x if opening == "[" else float(low) < x
             if not (above and (x <= float(high) if closing == "]" else x < float(high))):
-                raise SettingError(mistake + f"must be {match.group()}")
+                raise SettingError(prefix + f"must be {match.group()}")
     if match := CHOICES.search(comment):
         words = [word.strip() for word in match.group(1).split(",")]
-        for wrong in set(elements) - set(words):
-            raise SettingError(mistake + f"choose one of {', '.join(words)}" + did_you_mean(wrong, words))
+        for wrong in elements:
+            if wrong not in words:
+                raise SettingError(prefix + unknown_value(wrong, words))
     return elements if several else elements[0]
 
 
-def did_you_mean(word, words):
-    close = difflib.get_close_matches(word, words, 1)
-    return f" (did you mean {close[0]}?)" if close else ""
+def flag(name):
+    """"learning_rate" or "LEARNING_RATE" as --learning-rate."""
+    return "--" + name.lower().replace("_", "-")
+
+
+def unknown_value(value, words):
+    """What to say of a value that is none of the words."""
+    choices = f"choose from {', '.join(words)}"
+    if RENAMED_VALUES.get(value) in words:
+        return f"now called {RENAMED_VALUES[value]}; {choices}"
+    meant = VALUE_MEANINGS.get(value.lower().replace("-", "_"))
+    return choices + did_you_mean([meant] if meant in words else difflib.get_close_matches(value, words, 1))
+
+
+def unknown_setting(typed, known, spelling=flag):
+    """What to say of a setting that is none of `known`: its present name, else those nearest by meaning, then by letters.
+
+    `known` are in lower case with underscores; `spelling` turns them into what the message shows.
+    """
+    name = typed.lstrip("-").replace("-", "_").lower()
+    renamed, _, value = RENAMED.get(name, "").partition(" ")
+    if renamed in known:
+        return f"{typed} is now called {spelling(renamed)} {value}".rstrip()
+    bare = name.replace("_", "")
+    rows = [names.split() for words, names in MEANINGS.items() if bare in words.replace("_", "").split()]
+    rows += [names.split() for names in MEANINGS.values() if name in names.split()][:1]  # a setting of another script
+    meant = list(dict.fromkeys(candidate for row in rows for candidate in row if candidate in known))
+    nearest = meant or difflib.get_close_matches(name, known, 1)
+    return f"unknown {'flag' if spelling is flag else 'setting'} {typed}" + did_you_mean(map(spelling, nearest))
+
+
+def did_you_mean(words):
+    *others, last = list(words) or [""]
+    return f" (did you mean {', '.join(others) + ' or ' if others else ''}{last}?)" if last else ""
 
 
 def load(*modules, **overrides):
@@ -120,65 +226,87 @@ def load(*modules, **overrides):
     table = constants(*modules)
     for name in overrides:
         if name.upper() not in table:
-            raise SettingError(f"unknown setting {name}" + did_you_mean(name, [known.lower() for known in table]))
+            raise SettingError(unknown_setting(name, [known.lower() for known in table], spelling=str))
     return SimpleNamespace(**{
-        name.lower(): parse_value(name, overrides.get(name.lower(), default), comment, default)
-        for name, (comment, default, _) in table.items()
+        name.lower(): parse_value(name, overrides.get(name.lower(), constant.default), constant.comment, constant.default)
+        for name, constant in table.items()
     })  # fmt: skip
 
 
 def resumed(modules, given):
-    """The settings of the run in the folder given["resume"]: its own. Raises SettingError for a flag that says otherwise."""
+    """The settings of the run in the folder given["resume"]. Raises SettingError for a flag that contradicts them."""
     path = Path(given["resume"], "settings.json")
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
-        own = load(*modules, **saved)
-        if missing := vars(own).keys() - saved.keys():
+        s = load(*modules, **saved)
+        if missing := vars(s).keys() - saved.keys():
             raise ValueError(f"its settings.json lacks {', '.join(sorted(missing))}")
     except (OSError, TypeError, ValueError) as error:
-        raise SettingError(f"--resume {given['resume']}: no run of this script to take up there ({error})") from None
+        raise SettingError(f"--resume {given['resume']}: not the folder of a run of this script ({error})") from None
     for name, value in vars(load(*modules, **(saved | given))).items():
-        if name not in ("resume", "data_dir") and value != getattr(own, name):  # the data may have moved
-            kept = " ".join(map(str, saved[name])) if isinstance(saved[name], list) else saved[name]
-            raise SettingError(f"--{name.replace('_', '-')}: the run was started with {kept or 'none'}; leave the flag out")
-    moved = own.data_dir if "$" not in os.path.expandvars(own.data_dir) else load(*modules).data_dir
-    own.resume, own.data_dir = given["resume"], given.get("data_dir", moved)
-    return own
+        if name not in ("resume", "data_dir") and value != getattr(s, name):  # the data may have moved
+            earlier = " ".join(map(str, saved[name])) if isinstance(saved[name], list) else saved[name]
+            raise SettingError(f"{flag(name)}: the run was started with {earlier or 'none'}; leave out this flag")
+    moved = s.data_dir if "$" not in os.path.expandvars(s.data_dir) else load(*modules).data_dir
+    s.resume, s.data_dir = given["resume"], given.get("data_dir", moved)
+    return s
 
 
-class Help(argparse.RawDescriptionHelpFormatter):
-    """Shows `--epochs 20`, the flag with its default, as the file shows `EPOCHS = 20`."""
+class Help(argparse.HelpFormatter):
+    """Shows `--epochs 20`, the flag with its default, where the file has `EPOCHS = 20`."""
 
     def __init__(self, prog):
-        super().__init__(prog, max_help_position=36)
+        super().__init__(prog, max_help_position=32)
 
     def _format_args(self, action, default_metavar):
         return action.metavar
 
+    def _split_lines(self, text, width):
+        text = re.sub(r"in ([\[(]\S+), (\S+[\])])", "in\xa0\\1,\xa0\\2", text)  # keep an interval on one line
+        return [line.replace("\xa0", " ") for line in textwrap.wrap(text, width, break_on_hyphens=False)]
+
+
+def module_path(constant):
+    """The file of a constant's module as one names it in the repository's folder: data.py, support/runs.py."""
+    path, root = Path(constant.module.__file__).resolve(), Path(__file__).resolve().parent.parent
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
+
+
+def make_parser(table, modules):
+    """The ArgumentParser of the constants in the table, in their groups; "run" is the last group."""
+    script, main_path = Path(modules[0].__file__).name, module_path(next(iter(table.values())))
+    summary = (modules[0].__doc__ or "").split("\n\n")[0] + " Defaults are the constants at the top of the file."
+    usage = "%(prog)s [--flag value ...]"
+    parser = argparse.ArgumentParser(script, usage, summary, formatter_class=Help, allow_abbrev=False)
+    parser.error = lambda mistake: parser.exit(2, f"{script}: {mistake.removeprefix('argument ')}\n")
+    names = list(dict.fromkeys(constant.group for constant in table.values()))
+    for group in sorted(names, key="run".__eq__):
+        members = {name: constant for name, constant in table.items() if constant.group == group}
+        paths = list(dict.fromkeys(map(module_path, members.values())))
+        title = group or "settings"
+        section = parser.add_argument_group(f"{title}, in {', '.join(paths)}" if paths != [main_path] else title)
+        for name, (comment, default, *_) in members.items():
+            shown = " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+            options = {"nargs": "*" if isinstance(default, tuple) else None, "metavar": shown or '""'}
+            if isinstance(default, bool):
+                options, comment = {"action": argparse.BooleanOptionalAction}, f"{comment} (default: {default})"
+            section.add_argument(flag(name), default=argparse.SUPPRESS, help=comment.replace("%", "%%"), **options)
+    return parser
+
 
 def parse(*modules, argv=None):
-    """The settings of `modules` from the command line. A wrong flag or value: one line on stderr, exit code 2."""
-    script = Path(modules[0].__file__).name
-    parser = argparse.ArgumentParser(script, "%(prog)s [--flag value ...]", modules[0].__doc__, formatter_class=Help,
-                                     allow_abbrev=False)  # fmt: skip
-    parser.error = lambda mistake: parser.exit(2, f"{script}: {mistake.removeprefix('argument ')}\n")
-    title = "settings at the top of {}"
-    groups = {module: parser.add_argument_group(title.format(Path(module.__file__).name)) for module in modules}
-    flags = []
-    for name, (comment, default, module) in constants(*modules).items():
-        flags.append("--" + name.lower().replace("_", "-"))
-        shown = " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
-        how = {"nargs": "*" if isinstance(default, tuple) else None, "metavar": shown or '""'}
-        if isinstance(default, bool):
-            how = {"action": argparse.BooleanOptionalAction}
-        groups[module].add_argument(flags[-1], default=argparse.SUPPRESS, help=comment.replace("%", "%%"), **how)
+    """The settings of `modules` from the command line. For a wrong flag or value: one line on stderr, exit code 2."""
+    table = constants(*modules)
+    parser = make_parser(table, modules)
     given, unknown = parser.parse_known_args(argv)
+    if unknown and not unknown[0].startswith("-"):
+        parser.error(f"unknown argument {unknown[0]}; --help lists all flags")
     if unknown:
-        parser.error(f"unknown flag {unknown[0]}{did_you_mean(unknown[0], flags)}; --help lists them all")
+        known = [known.lower() for known in table]
+        known += [f"no_{name.lower()}" for name, constant in table.items() if isinstance(constant.default, bool)]
+        parser.error(unknown_setting(unknown[0].partition("=")[0], known) + "; --help lists all flags")
     given = {name: " ".join(value) if isinstance(value, list) else value for name, value in vars(given).items()}
     try:
-        if given.get("resume"):
-            return resumed(modules, given)
-        return load(*modules, **given)
+        return resumed(modules, given) if given.get("resume") else load(*modules, **given)
     except SettingError as mistake:
         parser.error(str(mistake))
