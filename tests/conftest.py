@@ -1,17 +1,29 @@
-"""What several test files need: the real dataset where it is, and scripts run as a user runs them."""
+"""What several test files share: the datasets, scripts run as a user runs them, and checks of a run's folder."""
 
+import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import data
+from support import files
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = ("mlp_from_scratch", "cnn_feature_extraction", "hybrid_train")
 NOWHERE = "http://127.0.0.1:9"  # the discard port: a proxy there refuses every connection at once
+
+# What every script writes, and what its metrics.json contains at least
+FILES = {"settings.json", "history.csv", "metrics.json", "test_probabilities.npy", "checkpoint.safetensors", "curves.png",
+         "confusion_matrix.png", "classification_report.png", "classification_report.txt", "samples.png", "mistakes.png",
+         "reliability.png"}  # fmt: skip
+KEYS = {"dataset", "model", "train_size", "val_size", "test_size", "val_accuracy", "test_accuracy", "test_loss", "test_ece",
+        "parameters", "seconds", "settings", "command", "versions", "machine"}  # fmt: skip
+TTA_KEYS = {"val_accuracy_flip_tta", "test_accuracy_flip_tta"}
 
 
 @pytest.fixture(scope="session")
@@ -49,9 +61,10 @@ def command(name, *arguments):
 
 
 def environment(real_folder=None):
-    kept = {name: value for name, value in os.environ.items() if name not in ("FASHION_MNIST_DIR", "DISPLAY", "MPLBACKEND")}
-    kept |= {"http_proxy": NOWHERE, "https_proxy": NOWHERE, "no_proxy": "", "COLUMNS": "200"}
-    return kept | ({"FASHION_MNIST_DIR": str(real_folder)} if real_folder else {})
+    without = ("FASHION_MNIST_DIR", "DISPLAY", "MPLBACKEND")
+    variables = {name: value for name, value in os.environ.items() if name not in without}
+    variables |= {"http_proxy": NOWHERE, "https_proxy": NOWHERE, "no_proxy": "", "COLUMNS": "200"}
+    return variables | ({"FASHION_MNIST_DIR": str(real_folder)} if real_folder else {})
 
 
 def one_line(process, code):
@@ -60,3 +73,57 @@ def one_line(process, code):
     lines = process.stderr.strip().splitlines()
     assert len(lines) == 1, process.stderr
     return lines[0]
+
+
+def succeeded(process):
+    """The standard output of a process that ended well and wrote nothing to stderr."""
+    assert (process.returncode, process.stderr) == (0, "")
+    return process.stdout
+
+
+def kill_after(name, arguments, folder, awaited, lines):
+    """Run a script in `folder` and kill it once the file `awaited` has more than that many lines."""
+    process = subprocess.Popen(command(name, *arguments), cwd=folder, env=environment(), stdout=subprocess.DEVNULL)
+    while process.poll() is None and not (awaited.exists() and len(awaited.read_text().splitlines()) > lines):
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -9
+
+
+def read_metrics(folder):
+    return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+
+
+def relative(a, b):
+    """Largest difference relative to the largest number."""
+    return np.abs(a - b).max() / max(np.abs(a).max(), np.abs(b).max())
+
+
+def assert_same_weights(path, other):
+    first, second = files.load_weights(path)[0], files.load_weights(other)[0]
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert np.array_equal(value, second[name]), name
+
+
+def assert_reported(folder, y):
+    """metrics.json agrees with test_probabilities.npy, recomputed by hand: accuracy, loss and calibration error.
+
+    y (N,): the test labels.
+    """
+    metrics = read_metrics(folder)
+    saved = np.load(folder / "test_probabilities.npy", allow_pickle=False)
+    assert (saved.dtype, saved.shape) == (np.float16, (metrics["test_size"], 10))
+    p = saved.astype(np.float64)
+    assert p.sum(axis=1) == pytest.approx(1, abs=0.01)
+    correct, confidence = p.argmax(axis=1) == y, p.max(axis=1)
+    assert correct.mean() == pytest.approx(metrics["test_accuracy"], abs=2 / len(y))  # float16 may tie two classes
+    loss = -np.log(np.maximum(p[np.arange(len(y)), y], 1e-8)).mean()
+    assert metrics["test_loss"] == pytest.approx(loss, abs=0.02)
+    ece = 0.0
+    for number in range(15):  # bins of confidence, open below and closed above
+        inside = (confidence > number / 15) & (confidence <= (number + 1) / 15)
+        if inside.any():
+            ece += inside.mean() * abs(correct[inside].mean() - confidence[inside].mean())
+    assert metrics["test_ece"] == pytest.approx(ece, abs=0.01)
+    return metrics
