@@ -186,7 +186,7 @@ def parse_value(name, value, comment, default):
 
 
 def flag(name):
-    """"learning_rate" or "LEARNING_RATE" as --learning-rate."""
+    """The flag of a setting: LEARNING_RATE or learning_rate becomes --learning-rate."""
     return "--" + name.lower().replace("_", "-")
 
 
