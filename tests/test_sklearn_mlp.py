@@ -14,10 +14,18 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
+from threadpoolctl import threadpool_limits
 
 from sklearn_mlp import ScratchMLPClassifier
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+
+
+@pytest.fixture(autouse=True)
+def single_blas_thread():
+    """Networks this small gain nothing from a second thread, and lose a lot where another process uses the cores."""
+    with threadpool_limits(1, user_api="blas"):
+        yield
 
 
 @parametrize_with_checks([ScratchMLPClassifier(), ScratchMLPClassifier(norm="layer", learning_rate="cosine")])
