@@ -1,0 +1,181 @@
+"""mlp_from_scratch.py as a user runs it: its files, several seeds, divergence, Ctrl-C and resuming."""
+
+import csv
+import itertools
+import subprocess
+
+import numpy as np
+import pytest
+from conftest import (
+    FILES,
+    KEYS,
+    TTA_KEYS,
+    assert_reported,
+    assert_same_weights,
+    command,
+    environment,
+    kill_after,
+    one_line,
+    read_metrics,
+    succeeded,
+)
+
+import data
+import mlp_from_scratch as mlp
+from numpy_nn import layers
+from support import files
+
+OWN_FILES = FILES | {"weights.safetensors", "monitor.png", "distributions.png", "first_layer.png", "learning_rate.png"}
+DIGITS = ("--dataset", "digits")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """(folder, metrics, printed lines) of a run on the digits."""
+    folder = tmp_path_factory.mktemp("mlp")
+    flags = (*DIGITS, "--epochs", 20, "--hidden", 64, 16, "--norm", "none", "--output-dir", "run")
+    done = subprocess.run(command("mlp_from_scratch", *flags), cwd=folder, env=environment(), capture_output=True, text=True,
+                          check=False)  # fmt: skip
+    lines = succeeded(done).strip().splitlines()
+    return folder / "run", read_metrics(folder / "run"), lines
+
+
+def test_files_and_metrics(finished):
+    folder, metrics, lines = finished
+    assert lines[-1] == "run"
+    assert {path.name for path in folder.iterdir()} == OWN_FILES
+    assert set(metrics) >= KEYS | TTA_KEYS
+    assert metrics["parameters"] == 784 * 64 + 64 + 64 * 16 + 16 + 16 * 10 + 10
+    assert metrics["settings"]["hidden"] == [64, 16]
+    for name in ("val_accuracy", "test_accuracy", *TTA_KEYS):
+        assert any(f"{metrics[name]:.2%}" in line for line in lines[-6:]), name
+    with (folder / "history.csv").open() as file:
+        history = list(csv.DictReader(file))
+    assert [int(row["epoch"]) for row in history] == list(range(1, 21))
+    assert float(history[-1]["val_accuracy"]) == pytest.approx(metrics["val_accuracy"], abs=1e-5)
+    assert float(history[-1]["train_eval_accuracy"]) > 0.9
+
+
+def test_the_reported_results_are_those_of_the_saved_weights(finished, digits):
+    folder, metrics, _ = finished
+    model, metadata = mlp.restore(folder / "weights.safetensors")
+    mean, std = metadata["mean"], metadata["std"]
+    assert (mean, std) == data.mean_std(digits.train.X)  # of the training split alone
+    logits, mirrored = (model.predict_logits(data.standardize(X, mean, std)) for X in (
+        digits.test.X, digits.test.X[:, :, ::-1]))  # fmt: skip
+    assert metrics["test_loss"] == pytest.approx(layers.softmax_cross_entropy(logits, digits.test.y)[0])
+    assert np.mean(logits.argmax(axis=1) == digits.test.y) == metrics["test_accuracy"] > 0.8
+    assert np.mean((logits + mirrored).argmax(axis=1) == digits.test.y) == metrics["test_accuracy_flip_tta"]
+    saved = np.load(folder / "test_probabilities.npy")
+    assert saved == pytest.approx(layers.softmax(logits), abs=1e-3)
+
+
+def test_probabilities_and_calibration_error(finished, digits):
+    assert_reported(finished[0], digits.test.y)
+
+
+def test_the_same_seed_gives_the_same_bits(finished, run_script, tmp_path):
+    folder, metrics, _ = finished
+    flags = (*DIGITS, "--epochs", 20, "--hidden", 64, 16, "--norm", "none", "--output-dir", "again", "--tta", "none")
+    succeeded(run_script("mlp_from_scratch", *flags))
+    assert_same_weights(folder / "weights.safetensors", tmp_path / "again/weights.safetensors")
+    again = read_metrics(tmp_path / "again")
+    assert again["test_loss"] == metrics["test_loss"]
+    assert not TTA_KEYS & set(again)
+
+
+def test_a_learning_rate_that_diverges(run_script):
+    flags = (*DIGITS, "--optimizer", "sgd", "--learning-rate", 1e6)
+    assert "--weight-decay 0.1: with --learning-rate" in one_line(run_script("mlp_from_scratch", *flags), 2)
+    line = one_line(run_script("mlp_from_scratch", *flags, "--weight-decay", 0), 1)
+    assert "loss became" in line  # of training or validation, as the processor rounds
+    assert "lower --learning-rate" in line
+
+
+def test_a_last_step_that_diverges(run_script, tmp_path):
+    flags = ("--optimizer", "sgd", "--learning-rate", 1e30, "--weight-decay", 0, "--batch-size", 100_000, "--epochs", 1)
+    assert "the validation loss became nan" in one_line(run_script("mlp_from_scratch", *DIGITS, *flags), 1)
+    assert not list(tmp_path.glob("runs/*/*/metrics.json"))
+
+
+def test_several_seeds(run_script, tmp_path):
+    flags = (*DIGITS, "--epochs", 2, "--hidden", 8)
+    printed = succeeded(run_script("mlp_from_scratch", *flags, "--seed", 3, "--seeds", 3, "--output-dir", "out"))
+    assert "3 seeds, mean and standard deviation:" in printed
+    folder = tmp_path / "out"
+    metrics, single = read_metrics(folder), [read_metrics(folder / f"seed_{seed}") for seed in (3, 4, 5)]
+    values = [run["test_accuracy"] for run in single]
+    assert metrics["seeds"] == [3, 4, 5] == [run["settings"]["seed"] for run in single]
+    assert metrics["by_seed"]["test_accuracy"] == values
+    assert metrics["test_accuracy"] == pytest.approx(np.mean(values))
+    assert metrics["test_accuracy_std"] == pytest.approx(np.std(values, ddof=1))
+    assert metrics["by_seed"]["test_ece"] == [run["test_ece"] for run in single]
+    succeeded(run_script("mlp_from_scratch", *flags, "--seed", 4, "--output-dir", "alone"))
+    alone = read_metrics(tmp_path / "alone")
+    assert (alone["test_accuracy"], alone["test_loss"]) == (single[1]["test_accuracy"], single[1]["test_loss"])
+
+    (folder / "metrics.json").unlink()  # as if it had been killed in its second seed, before its third
+    (folder / "seed_4/metrics.json").unlink()
+    for path in (folder / "seed_5").iterdir():
+        path.unlink()
+    assert "seed 3, 1 of 3: already finished" in succeeded(run_script("mlp_from_scratch", "--resume", "out"))
+    assert read_metrics(folder)["by_seed"]["test_loss"] == metrics["by_seed"]["test_loss"]
+
+
+def test_killed_and_resumed_it_ends_as_if_never_interrupted(run_script, tmp_path):
+    flags = (*DIGITS, "--epochs", 60, "--batch-size", 16, "--norm", "batch", "--dropout", 0.2, "--ema-decay", 0.9,
+             "--schedule", "plateau", "--patience", 50, "--shift", 1, "--normalize", "per_pixel")  # fmt: skip
+    succeeded(run_script("mlp_from_scratch", *flags, "--output-dir", "complete"))
+    for rows in (0, 1, 12):  # killed three times: before the end of the first epoch, in the second, and later
+        arguments = ("--resume", "killed") if rows else (*flags, "--output-dir", "killed")
+        kill_after("mlp_from_scratch", arguments, tmp_path,
+                   tmp_path / "killed" / ("history.csv" if rows else "settings.json"), rows)  # fmt: skip
+        assert not (tmp_path / "killed/metrics.json").exists()
+    succeeded(run_script("mlp_from_scratch", "--resume", "killed"))
+    for name in ("weights.safetensors", "checkpoint.safetensors"):
+        assert_same_weights(tmp_path / "complete" / name, tmp_path / "killed" / name)
+    texts = [(tmp_path / folder / "history.csv").read_text() for folder in ("complete", "killed")]
+    tables = [list(csv.DictReader(text.splitlines())) for text in texts]
+    for row in itertools.chain(*tables):
+        del row["seconds"]
+    assert tables[0] == tables[1]
+    first, second = (read_metrics(tmp_path / folder) for folder in ("complete", "killed"))
+    assert first["test_accuracy"] == second["test_accuracy"]
+
+
+def test_a_finished_run_resumed_reports_the_same(finished, run_script):
+    folder, before, _ = finished
+    succeeded(run_script("mlp_from_scratch", "--resume", folder))
+    after = read_metrics(folder)
+    for name in ("test_accuracy", "val_accuracy", "test_loss", "test_ece"):
+        assert after[name] == before[name]
+
+
+def test_what_cannot_be_resumed(run_script, tmp_path):
+    assert "not the folder of a run of this script" in one_line(run_script("mlp_from_scratch", "--resume", "nothing"), 2)
+    succeeded(run_script("mlp_from_scratch", *DIGITS, "--epochs", 2, "--hidden", 8, "--output-dir", "run"))
+    line = one_line(run_script("mlp_from_scratch", "--resume", "run", "--hidden", 9), 2)
+    assert "--hidden: the run was started with 8" in line
+    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    path = tmp_path / "run/checkpoint.safetensors"
+    tensors, metadata = files.load_weights(path)
+    for change, message in (
+        (lambda: path.write_bytes(before[path][:-9]), "damaged"),
+        (lambda: path.write_text("x"), "damaged"),
+        (path.unlink, "cannot be resumed without it"),
+        (lambda: files.save_weights(path, tensors, metadata | {"split": "other"}), "other data"),
+        (lambda: files.save_weights(path, tensors, metadata | {"settings": metadata["settings"] | {"activation": "tanh"}}),
+         "other settings: activation"),
+        (lambda: files.save_weights(path, tensors | {"params": tensors["params"][:-1]}, metadata), "not in this project's"),
+    ):
+        change()
+        assert message in one_line(run_script("mlp_from_scratch", "--resume", "run"), 1)
+        assert {p: p.read_bytes() for p in (tmp_path / "run").iterdir() if p != path} == {
+            p: content for p, content in before.items() if p != path}  # fmt: skip
+
+
+def test_the_defaults_reach_89_percent(run_script, real_folder, tmp_path):
+    succeeded(run_script("mlp_from_scratch", "--output-dir", "out", real_folder=real_folder))
+    metrics = read_metrics(tmp_path / "out")
+    assert metrics["test_accuracy"] >= 0.89
+    assert (metrics["train_size"], metrics["val_size"], metrics["test_size"]) == (48_000, 12_000, 10_000)
