@@ -1,0 +1,332 @@
+"""Every table of README.md and results/**/README.md, made from the committed metrics.json files.
+
+    python -m studies.tables            writes the tables into the files
+    python -m studies.tables --check    changes nothing; exits with 1 if a file differs from what would be written
+
+A table is the text between a line `<!-- table: NAME -->` and a line `<!-- end -->`, where NAME is one of TABLES.
+"""
+
+import argparse
+import importlib
+import importlib.util
+import json
+import re
+import shlex
+import sys
+import textwrap
+from pathlib import Path
+
+from studies.statistics import LEVEL
+from support import files, runs, settings
+
+ROOT = Path(__file__).resolve().parent.parent
+FILES = ("README.md", "results/README.md", "results/studies/heads/README.md")  # the files with tables
+MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+# ---- which runs are in which table: edit here ----
+MLP, MLP_BEST, CNN, FROZEN, JOINT = "mlp_from_scratch", "mlp_best", "cnn_feature_extraction", "hybrid_train", "hybrid_best"
+HEADS = "studies/heads"
+MODELS = (  # (folder in results/, name), in README.md
+    (MLP, "NumPy MLP"),
+    (MLP_BEST, "NumPy MLP"),
+    (CNN, "CNN, linear classifier"),
+    (FROZEN, "CNN features + NumPy MLP (frozen backbone)"),
+    (JOINT, "CNN + NumPy MLP, trained jointly"),
+)
+RUNS = (*MODELS, ("cnn_compiled", "CNN, linear classifier, with `torch.compile`"))  # in results/README.md
+REFERENCE_MLPS = (  # (folder in results/references/, what is special, test accuracy in % as its project reports it)
+    ("softmax_regression", "no hidden layer", 73.80),
+    ("mlp_128", "one hidden layer", None),
+    ("mlp_128_l2", "one hidden layer, L2 penalty", 84.69),
+    ("mlp_128_64", "two hidden layers", 90.10),
+    ("mlp_128_64_tanh", "two hidden layers, tanh, L2 penalty", 85.20),
+    ("mlp_300_100_sgd", "two hidden layers, sigmoid outputs, SGD", 87.48),
+)
+REFERENCE_CNNS = (  # (what it is, flags of cnn_feature_extraction.py)
+    ("five convolutions, without batch normalization",
+     "--channels 32 64 128 256 512 --pool-after 1 2 5 --norm none --learning-rate 0.02"),
+    ("five convolutions, batch normalization, pooling after the first four",
+     "--channels 32 64 128 256 512 --pool-after 1 2 3 4"),
+    ("five convolutions, dropout; a fully connected layer gives the features",
+     "--channels 32 64 128 256 512 --pool-after 1 2 5 --norm none --dropout 0.2 --fc 128 --learning-rate 0.02"),
+    ("two convolutions, one fully connected layer",
+     "--channels 32 64 --pool-after 1 2 --kernel-sizes 5 --norm none --fc 128 --fc-dropout 0.4 --optimizer adam "
+     "--learning-rate 0.001 --weight-decay 0"),
+    ("two convolutions", "--channels 64 128 --pool-after 1 2 --optimizer adamw --learning-rate 0.0003 --schedule constant"),
+    ("two convolutions, two fully connected layers with layer normalization",
+     "--channels 64 128 --pool-after 1 2 --fc 1024 1024 --fc-norm --optimizer adamw --learning-rate 0.0003 "
+     "--schedule constant"),
+    ("the same, with dropout",
+     "--channels 64 128 --pool-after 1 2 --fc 1024 1024 --fc-norm --dropout 0.1 --fc-dropout 0.1 --optimizer adamw "
+     "--learning-rate 0.0003 --schedule constant"),
+)  # fmt: skip
+# ----
+
+
+def metrics_of(results, folder):
+    """The content of results/folder/metrics.json. Raises files.FileError."""
+    path = results / folder / "metrics.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise files.FileError(f"{path}: cannot be read ({error})") from None
+
+
+def percent(metrics, name):
+    """An accuracy, with its standard deviation over the seeds if there are several; "-" if it was not recorded."""
+    if name not in metrics:
+        return "-"
+    std = f" ± {100 * metrics[name + '_std']:.2f}" if f"{name}_std" in metrics else ""
+    return f"{100 * metrics[name]:.2f}{std} %"
+
+
+def parameters(metrics):
+    return f"{metrics['parameters']:,}"
+
+
+def number(metrics, name, form):
+    return form.format(metrics[name]) if name in metrics else "-"
+
+
+def duration(seconds):
+    return f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min"
+
+
+def time_of(metrics):
+    """Mean time of a seed; "-" if it was not recorded."""
+    return duration(metrics["seconds"]) if "seconds" in metrics else "-"
+
+
+def time_range(metrics):
+    """Mean time of a seed, with the shortest and the longest one."""
+    seconds = metrics.get("by_seed", {}).get("seconds")
+    return time_of(metrics) + (f" ({duration(min(seconds))} to {duration(max(seconds))})" if seconds else "")
+
+
+def machine(metrics):
+    """2 cores of an AMD EPYC, in bfloat16"""
+    name = metrics["machine"]["processor"].replace("(R)", "")
+    article = "an" if name[0] in "AEIOU" else "a"
+    precision = f", in {metrics['precision']}" if metrics.get("precision", "float32") != "float32" else ""
+    if "gpu" in metrics["machine"] and metrics.get("device") == "cuda":
+        return f"{metrics['machine']['gpu']}{precision}"
+    return f"{metrics['machine']['cores']} cores of {article} {name}{precision}"
+
+
+def networks(metrics):
+    """784-256-128-10; of a hybrid, that of its CNN and of its MLP."""
+    return re.sub(r"(NumPy MLP|CNN) ", "", metrics["model"])
+
+
+def link(folder, name, prefix=""):
+    return f"[{name}]({prefix}{folder}/metrics.json)"
+
+
+def table(header, rows):
+    """A Markdown table of cells."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines) + "\n"
+
+
+def listed(words):
+    """a, b and c"""
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
+def wrapped(text):
+    return textwrap.fill(text, 120, break_on_hyphens=False) + "\n"
+
+
+def places_of(rows):
+    """row 5; rows 1 and 2; rows 1 to 4"""
+    if len(rows) > 2 and rows[-1] - rows[0] == len(rows) - 1:
+        return f"rows {rows[0]} to {rows[-1]}"
+    return f"row{'s' * (len(rows) > 1)} {listed(list(map(str, rows)))}"
+
+
+# ---- README.md
+
+
+def main_output(results):
+    """The last lines that the main job prints, as runs.Run.finish formats them: those of seed 0."""
+    metrics = metrics_of(results, f"{FROZEN}/seed_0")
+    cnn, mlp = metrics["model"].split(" + ")
+    rows = {f"{cnn}, linear classifier": "cnn_{}_accuracy", f"hybrid: CNN features, {mlp}": "{}_accuracy",
+            "  with flip test-time augmentation (TTA)": "{}_accuracy_flip_tta"}  # fmt: skip
+    width = max(map(len, [metrics["dataset"], *rows])) + 2
+    lines = [f"{metrics['dataset']:<{width}}  validation      test"]
+    for name, key in rows.items():
+        accuracies = (metrics[key.format(split)] for split in ("val", "test"))
+        lines.append(f"{name:<{width}}" + "".join(f"{accuracy:12.2%}" for accuracy in accuracies)[2:])
+    lines += ["", f"{metrics['dataset']}, {metrics['seconds']:.0f} s; figures, weights and metrics.json are in",
+              "runs/hybrid_train/2026-01-31_12-00-00"]  # fmt: skip
+    return "\n".join(["```text", *lines, "```"]) + "\n"
+
+
+def models(results):
+    """The main table, and what is below it: seeds and machines."""
+    rows, seeds, machines = [], {}, {}
+    for place, (folder, name) in enumerate(MODELS, 1):
+        metrics = metrics_of(results, folder)
+        rows.append([f"{link(folder, name, 'results/')}<br>{networks(metrics)}", percent(metrics, "test_accuracy"),
+                     percent(metrics, "test_accuracy_flip_tta"), parameters(metrics), time_of(metrics)])  # fmt: skip
+        seeds.setdefault(len(metrics.get("seeds", [0])), []).append(place)
+        machines.setdefault(machine(metrics), []).append(place)
+
+    def spread(groups, form="{}"):  # "5", or "5 (rows 1 and 2) and 3 (row 3)"
+        if len(groups) == 1:
+            return form.format(next(iter(groups)))
+        return listed([f"{form.format(value)} ({places_of(rows)})" for value, rows in groups.items()])
+
+    header = ["model", "test accuracy", "with flip TTA", "parameters", "time per seed"]
+    caption = (f"Mean ± standard deviation over {spread(seeds, '{} seeds')}, each trained on {metrics['train_size']:,} "
+               f"images. Time is on {spread(machines)}. TTA is test-time augmentation.")  # fmt: skip
+    return table(header, rows) + "\n" + wrapped(caption)
+
+
+def mlp_help(results):
+    """Does the NumPy MLP help? In numbers, and in words that follow from the paired tests."""
+    study = metrics_of(results, HEADS)
+    heads, mlp, linear, logistic = study["heads"], "NumPy MLP", "CNN, linear classifier", "logistic regression"
+    tests = {(test["head"], test["against"]): test for test in study["tests"]}
+    versus, rival = tests[mlp, linear], tests[mlp, logistic]
+    answers = {"better": "Yes", "worse": "No", "not distinguishable": "No"}
+    phrases = {"better": "better than", "worse": "worse than", "not distinguishable": "not distinguishable from"}
+    comparisons = [phrases[word_of(versus)] + " the CNN's linear classifier",
+                   phrases[word_of(rival)] + " logistic regression on the same features"]  # fmt: skip
+    return wrapped(
+        f"{answers[word_of(versus)]}: on the features of a frozen CNN, the NumPy MLP is {listed(comparisons)}. "
+        f"Over {len(study['seeds'])} seeds, test accuracy is {percent(heads[mlp], 'test_accuracy')} with the NumPy MLP, "
+        f"{percent(heads[linear], 'test_accuracy')} with the linear classifier ({difference(versus)}) and "
+        f"{percent(heads[logistic], 'test_accuracy')} with logistic regression ({difference(rival)})."
+    )
+
+
+def difference(test):
+    return f"difference {test['points']:+.2f} ± {test['points_std']:.2f} points, p = {test['p_holm']:.2g}"
+
+
+def word_of(test):
+    """The verdict on a comparison, as studies.statistics.verdict gives it."""
+    return "not distinguishable" if test["p_holm"] >= LEVEL else "better" if test["points"] > 0 else "worse"
+
+
+# ---- results/README.md
+
+
+def accuracies(results):
+    rows = []
+    for folder, name in RUNS:
+        metrics = metrics_of(results, folder)
+        names = ("val_accuracy", "test_accuracy", "val_accuracy_flip_tta", "test_accuracy_flip_tta")
+        rows.append([f"{link(folder, name)}<br>{networks(metrics)}", len(metrics.get("seeds", [0])),
+                     *(percent(metrics, name) for name in names), number(metrics, "test_ece", "{:.3f}")])  # fmt: skip
+    return table(["model", "seeds", "validation", "test", "validation, flip TTA", "test, flip TTA", "test ECE"], rows)
+
+
+def costs(results):
+    rows = []
+    for folder, name in RUNS:
+        metrics = metrics_of(results, folder)
+        memory = number(metrics, "peak_memory_mib", "{:,.0f} MiB")
+        rows.append([f"{name}<br>{networks(metrics)}", parameters(metrics), time_range(metrics), memory, machine(metrics),
+                     f"`{metrics['command']}`"])  # fmt: skip
+    return table(["model", "parameters", "time per seed", "peak memory", "machine", "command"], rows)
+
+
+def reference_mlps(results):
+    rows = []
+    for name, what, reported in REFERENCE_MLPS:
+        folder = f"references/{name}"
+        metrics = metrics_of(results, folder)
+        rows.append([f"{link(folder, networks(metrics))}, {what}", f"{reported:.2f} %" if reported else "-",
+                     percent(metrics, "test_accuracy"), percent(metrics, "test_accuracy_flip_tta"),
+                     parameters(metrics), time_of(metrics), machine(metrics), f"`{metrics['command']}`"])  # fmt: skip
+    header = ["network", "reported there", "test here", "with flip TTA", "parameters", "time", "machine", "command"]
+    return table(header, rows)
+
+
+def reference_cnns(results):
+    import cnn_feature_extraction as cnn  # PyTorch, for the number of parameters
+    import data
+    from torch_cnn import backbone
+
+    rows = []
+    for what, flags in REFERENCE_CNNS:
+        model = backbone.build(settings.parse(cnn, data, runs, argv=shlex.split(flags)))
+        rows.append([what, f"{model.num_parameters:,}", f"`python cnn_feature_extraction.py {flags}`"])
+    return table(["network", "parameters", "command"], rows)
+
+
+# ---- results/studies/heads/README.md
+
+
+def heads(results):
+    rows = [[name, percent(head, "train_accuracy"), percent(head, "val_accuracy"), percent(head, "test_accuracy")]
+            for name, head in metrics_of(results, HEADS)["heads"].items()]  # fmt: skip
+    return table(["classifier", "images it was trained on", "validation", "test"], rows)
+
+
+def verdicts(results):
+    study = metrics_of(results, HEADS)
+    seeds, rows = len(study["seeds"]), []
+    for test in study["tests"]:
+        significant = sum(row["p_holm"] < LEVEL for row in test["by_seed"])
+        rows.append([test["head"], test["against"], f"{test['points']:+.2f} ± {test['points_std']:.2f}",
+                     f"{test['p_holm']:.2g}", word_of(test), f"{significant} of {seeds}"])  # fmt: skip
+    header = ["classifier", "compared with", "difference in points", "p (paired t test)", "verdict",
+              f"seeds with p < {LEVEL:g} (McNemar)"]  # fmt: skip
+    return table(header, rows)
+
+
+def chosen(results):
+    study = metrics_of(results, HEADS)
+    names = list(study["chosen"][str(study["seeds"][0])])
+    rows = [[name, *(study["chosen"][str(seed)][name] for seed in study["seeds"])] for name in names]
+    return table(["classifier", *(f"seed {seed}" for seed in study["seeds"])], rows)
+
+
+def heads_run(results):
+    study = metrics_of(results, HEADS)
+    return f"The committed study has {len(study['seeds'])} seeds and ran on {machine(study)}.\n"
+
+
+TABLES = {builder.__name__: builder for builder in (main_output, models, mlp_help, accuracies, costs, reference_mlps,
+                                                    reference_cnns, heads, verdicts, chosen, heads_run)}  # fmt: skip
+
+
+def fill(text, results):
+    """The text with each of its tables made anew from the files in the folder `results`. Raises files.FileError."""
+
+    def replace(match):
+        if match[2] not in TABLES:
+            raise files.FileError(f"no table is called {match[2]}; choose from {', '.join(TABLES)}")
+        return f"{match[1]}{TABLES[match[2]](results)}{match[3]}"
+
+    return MARKED.sub(replace, text)
+
+
+def contents(root=ROOT):
+    """{path: text}: the files with tables, as they should be."""
+    texts = {root / name: fill((root / name).read_text(encoding="utf-8"), root / "results") for name in FILES}
+    if root == ROOT and importlib.util.find_spec("studies.tables_benchmark"):
+        texts[root / "results/benchmark/README.md"] = importlib.import_module("studies.tables_benchmark").benchmark_readme()
+    return texts
+
+
+def main(argv=None, root=ROOT):
+    """Write the tables, or with --check compare them. Return the exit code."""
+    parser = argparse.ArgumentParser("python -m studies.tables", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 if a file differs")
+    check = parser.parse_args(argv).check
+    different = {path: text for path, text in contents(root).items()
+                 if not path.exists() or path.read_text(encoding="utf-8") != text}  # fmt: skip
+    for path, text in different.items():
+        print(f"{path.relative_to(root)}: {'differs; run python -m studies.tables' if check else 'written'}")
+        if not check:
+            files.write_text(path, text)
+    return int(check and bool(different))
+
+
+if __name__ == "__main__":
+    runs.cli(lambda: sys.exit(main()))
