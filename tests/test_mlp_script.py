@@ -123,10 +123,10 @@ def test_several_seeds(run_script, tmp_path):
 
 
 def test_killed_and_resumed_it_ends_as_if_never_interrupted(run_script, tmp_path):
-    flags = (*DIGITS, "--epochs", 60, "--batch-size", 16, "--norm", "batch", "--dropout", 0.2, "--ema-decay", 0.9,
-             "--schedule", "plateau", "--patience", 50, "--shift", 1, "--normalize", "per_pixel")  # fmt: skip
+    flags = (*DIGITS, "--epochs", 40, "--batch-size", 32, "--norm", "batch", "--dropout", 0.2, "--ema-decay", 0.9,
+             "--schedule", "plateau", "--patience", 35, "--shift", 1, "--normalize", "per_pixel")  # fmt: skip
     succeeded(run_script("mlp_from_scratch", *flags, "--output-dir", "complete"))
-    for rows in (0, 1, 12):  # killed three times: before the end of the first epoch, in the second, and later
+    for rows in (0, 1, 8):  # killed three times: before the end of the first epoch, in the second, and later
         arguments = ("--resume", "killed") if rows else (*flags, "--output-dir", "killed")
         kill_after("mlp_from_scratch", arguments, tmp_path,
                    tmp_path / "killed" / ("history.csv" if rows else "settings.json"), rows)  # fmt: skip
