@@ -88,8 +88,12 @@ def number(metrics, name, form):
     return form.format(metrics[name]) if name in metrics else "-"
 
 
-def duration(seconds):
-    return f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min"
+def duration(seconds, longest=None):
+    """78 s or 28 min; with `longest`, a range: 68 to 87 s"""
+    longest = seconds if longest is None else longest
+    divisor, unit = (1, "s") if longest < 600 else (60, "min")
+    first, last = f"{seconds / divisor:.0f}", f"{longest / divisor:.0f}"
+    return f"{first} {unit}" if first == last else f"{first} to {last} {unit}"
 
 
 def time_of(metrics):
@@ -100,7 +104,7 @@ def time_of(metrics):
 def time_range(metrics):
     """Mean time of a seed, with the shortest and the longest one."""
     seconds = metrics.get("by_seed", {}).get("seconds")
-    return time_of(metrics) + (f" ({duration(min(seconds))} to {duration(max(seconds))})" if seconds else "")
+    return time_of(metrics) + (f" ({duration(min(seconds), max(seconds))})" if seconds else "")
 
 
 def machine(metrics):
@@ -203,7 +207,7 @@ def mlp_help(results):
 
 
 def difference(test):
-    return f"difference {test['points']:+.2f} ± {test['points_std']:.2f} points, p = {test['p_holm']:.2g}"
+    return f"difference {test['points']:+.2f} ± {test['points_std']:.2f} points, p = {test['p_holm']:.3g}"
 
 
 def word_of(test):
@@ -273,7 +277,7 @@ def verdicts(results):
     for test in study["tests"]:
         significant = sum(row["p_holm"] < LEVEL for row in test["by_seed"])
         rows.append([test["head"], test["against"], f"{test['points']:+.2f} ± {test['points_std']:.2f}",
-                     f"{test['p_holm']:.2g}", word_of(test), f"{significant} of {seeds}"])  # fmt: skip
+                     f"{test['p_holm']:.3g}", word_of(test), f"{significant} of {seeds}"])  # fmt: skip
     header = ["classifier", "compared with", "difference in points", "p (paired t test)", "verdict",
               f"seeds with p < {LEVEL:g} (McNemar)"]  # fmt: skip
     return table(header, rows)
