@@ -332,11 +332,6 @@ def check_settings(s):
                                     "would remove all of the weights; lower one of them")  # fmt: skip
 
 
-def quick_settings(s):
-    """The settings of --quick."""
-    return SimpleNamespace(**vars(s) | {"epochs": min(s.epochs, 5)})
-
-
 def train(X, y, X_val, y_val, num_classes, s, log):
     """A new MLP with the settings `s` of this script, trained: (model, history). X (N, features), y (N,)."""
     trainer = Trainer(*build(X.shape[1], num_classes, s), s, len(y))
@@ -347,12 +342,13 @@ def train(X, y, X_val, y_val, num_classes, s, log):
 def run(s):
     """The whole job with the settings `s`: load, train, evaluate, save. Return the content of metrics.json."""
     images = data.load(s.dataset, s.data_dir, s.offline_fallback, s.split_seed, s.quick)
-    s = quick_settings(s) if s.quick else s
+    s = SimpleNamespace(**vars(s) | {"epochs": min(s.epochs, 5)}) if s.quick else s
     mean, std = data.normalization_stats(images.train.X, s.normalize)
-    splits = images.train, images.val, images.test
-    X, X_val, X_test = (data.standardize(split.X, mean, std) for split in splits)  # (N, 28, 28) -> (N, 784)
-    model, rngs = build(X.shape[1], len(images.classes), s)
-    trainer, augmented = Trainer(model, rngs, s, len(X)), s.flip or s.shift or s.erase
+    X_val, X_test, X_eval = (data.standardize(X, mean, std) for X in (  # (N, 28, 28) -> (N, 784)
+        images.val.X, images.test.X, images.train.X[: training.TRAIN_EVAL_SIZE]))  # fmt: skip
+    model, rngs = build(X_val.shape[1], len(images.classes), s)
+    trainer, augmented = Trainer(model, rngs, s, len(images.train.y)), s.flip or s.shift or s.erase
+    X = images.train.X if augmented else data.standardize(images.train.X, mean, std)
     if augmented:
         trainer.transform = lambda x: data.standardize(data.augment(x, rngs["augment"], s.flip, s.shift, s.erase), mean, std)
     trainer.monitor = TrainingMonitor(model, X_val[:1000], s)
@@ -363,9 +359,8 @@ def run(s):
     with runs.Run("mlp_from_scratch", s) as run:
         if s.resume:
             run.resume(trainer.history)
-        size = training.TRAIN_EVAL_SIZE
-        trainer.fit(images.train.X if augmented else X, images.train.y, X_val, images.val.y, run.log,
-                    lambda: run.save_checkpoint(trainer, split), (X[:size], images.train.y[:size]))  # fmt: skip
+        trainer.fit(X, images.train.y, X_val, images.val.y, run.log, lambda: run.save_checkpoint(trainer, split),
+                    (X_eval, images.train.y[: len(X_eval)]))  # fmt: skip
         metadata = {"dataset": images.name, "classes": images.classes}
         metadata |= {"mean": np.asarray(mean).tolist(), "std": np.asarray(std).tolist()}
         save(run.path / "weights.safetensors", model, metadata)

@@ -1,11 +1,11 @@
-"""Does the NumPy MLP classify a CNN's features better than the CNN does? Several heads on the same features, over seeds.
+"""Does the NumPy MLP classify a CNN's features better than other classifiers do? Several heads on the same features.
 
-    python hybrid_study.py
+    python experiments.py heads
 
-For each seed: a CNN's own linear classifier, the NumPy MLP, logistic regression and k nearest neighbours, all on the same
-features; the MLP trained jointly with the CNN; and two ways out of a trap. A head that learns from features of images
-which the CNN has fitted sees them clearer than new ones will be. So the MLP learns, besides, from features of freshly
-augmented images; and, with a CNN trained on one half of the training images, from the features of the one or the other half.
+For each seed: the CNN's linear classifier, the NumPy MLP, logistic regression and k nearest neighbors on the same
+features, and the MLP trained jointly with the CNN. The backbone has already fitted its training images, so their features
+are unrealistically easy to separate. Two controls: the MLP trained on features of augmented images; and, with a CNN
+trained on one half of the training images, the MLP trained on the features of either half.
 """
 
 import json
@@ -23,164 +23,193 @@ import data
 import hybrid_train
 import mlp_from_scratch as mlp
 import plots
-from support import runs
-from support import settings
+from studies.statistics import holm, mcnemar, paired_t, verdict
+from support import files, runs, settings, training
+from torch_cnn import backbone
+from torch_cnn.devices import generator, pick_device
+from torch_cnn.features import SPLITS, cached_features, classifier_logits, extract_features, predict_logits
 
 # ---- settings: edit here, or override any of them on the command line (--seeds 3) ----
-BACKBONES = ""  # the folder of a run of hybrid_train.py with --seeds, whose CNNs are taken; "" trains them here
-SEEDS = 5  # networks of each kind, with seeds from SEED on, in [2, 1000]
-LOGISTIC_C: tuple = (0.0001, 0.001, 0.01)  # logistic regression's inverse penalty: validation chooses one, in (0, inf)
-NEIGHBOURS: tuple = (5, 10, 20, 40)  # that vote in k nearest neighbours: validation chooses how many, in [1, 1000]
-QUICK = False  # a tour of some minutes, on a subset, two seeds; its figures are only a tour's
+# -- study
+BACKBONES = ""  # folder of a finished hybrid_train.py --seeds run whose CNNs are used; "" trains new ones
+SEEDS = 5  # number of seeds, from SEED on, in [2, 1000]
+LOGISTIC_C: tuple = (0.0001, 0.001, 0.01)  # inverse penalties of logistic regression; validation chooses, in (0, inf)
+NEIGHBORS: tuple = (5, 10, 20, 40)  # numbers of nearest neighbors; validation chooses, in [1, 1000]
+QUICK = False  # smoke test of some minutes: two seeds on a subset; numbers are not representative
 # ----
 
-OWN, MLP, LOGISTIC, NEAREST = "CNN, linear classifier", "NumPy MLP", "logistic regression", "k nearest neighbours"
-FRESH, JOINT = "NumPy MLP, on freshly augmented images", "NumPy MLP, trained jointly with the CNN"
-HALF_OWN, SEEN = "half: CNN, linear classifier", "half: NumPy MLP, on the CNN's half"
-UNSEEN, LINEAR = "half: NumPy MLP, on the other half", "half: logistic regression, on the other half"
-COMPARED = ((MLP, OWN), (MLP, LOGISTIC), (LOGISTIC, OWN), (NEAREST, OWN), (FRESH, OWN), (JOINT, OWN), (SEEN, HALF_OWN),
-            (UNSEEN, SEEN), (UNSEEN, LINEAR))  # fmt: skip
-PARTS = ("train", "val", "test")
+CNN_LINEAR, MLP, LOGREG, KNN = "CNN, linear classifier", "NumPy MLP", "logistic regression", "k nearest neighbors"
+MLP_AUGMENTED, MLP_JOINT = "NumPy MLP, augmented images", "NumPy MLP, trained jointly with the CNN"
+CNN_LINEAR_HALF, MLP_SAME_HALF = "half: CNN, linear classifier", "half: NumPy MLP, same half"
+MLP_OTHER_HALF, LOGREG_OTHER_HALF = "half: NumPy MLP, other half", "half: logistic regression, other half"
+COMPARISONS = (
+    (MLP, CNN_LINEAR), (MLP, LOGREG), (LOGREG, CNN_LINEAR), (KNN, CNN_LINEAR), (MLP_AUGMENTED, CNN_LINEAR),
+    (MLP_JOINT, CNN_LINEAR), (MLP_SAME_HALF, CNN_LINEAR_HALF), (MLP_OTHER_HALF, MLP_SAME_HALF),
+    (MLP_OTHER_HALF, LOGREG_OTHER_HALF),
+)  # fmt: skip
 
 
-def by_part(predict):
-    """{part: classes (N,)} of a function that gives the logits of a part, a tensor or an array (N, classes)."""
-    return {part: np.asarray(predict(part)).argmax(axis=1) for part in PARTS}
+def predict(logits_of, features):
+    """{split: (predicted, true) classes}; logits_of(X) gives the logits (N, classes) of features X (N, F)."""
+    return {split: (np.asarray(logits_of(features[f"X_{split}"])).argmax(axis=1), features[f"y_{split}"]) for split in SPLITS}
 
 
-def fresh_mlp(model, images, features, mean, std, s):
-    """The NumPy MLP, trained on features of images that are augmented anew for each batch; otherwise as hybrid_train has it.
+def augmented_mlp(model, images, features, mean, std, s):
+    """The NumPy MLP trained on features of augmented images, redrawn for every batch; otherwise as hybrid_train's.
 
-    features: of the images as they are, standardised by mean and std.
+    features: of the images without augmentation, standardized by mean and std.
     """
     device = model.mean.device
-    draw = cnn.generator(device, s.seed, 0, 0)  # a stream that the CNN's training does not use
+    rng = generator(device, s.seed, 0, 0)  # a stream that the CNN's training does not use
 
-    def prepare(x):
-        x = cnn.augment(torch.from_numpy(x)[:, None].to(device), s.flip, s.shift, draw, s.erase)
-        return (cnn.extract_features(model, x).cpu().numpy() - np.float32(mean)) / np.float32(std)
+    def transform(x):  # (n, 28, 28) -> (n, F)
+        x = cnn.augment(torch.from_numpy(x)[:, None].to(device), s.flip, s.shift, rng, s.erase)
+        return (extract_features(model, x).cpu().numpy() - np.float32(mean)) / np.float32(std)
 
-    own = hybrid_train.head_settings(s)
-    training = mlp.Trainer(*mlp.build(features["X_val"].shape[1], len(images.classes), own), own, len(images.train.y))
+    head_s = hybrid_train.head_settings(s)
+    network, rngs = mlp.build(features["X_val"].shape[1], len(images.classes), head_s)
+    trainer = mlp.Trainer(network, rngs, head_s, len(images.train.y), transform)
+    train_eval = tuple(features[name][: training.TRAIN_EVAL_SIZE] for name in ("X_train", "y_train"))
     with hybrid_train.single_blas_thread():
-        training.run(images.train.X, images.train.y, features["X_val"], images.val.y, lambda row: None, prepare=prepare)
-    return training.model
+        trainer.fit(images.train.X, images.train.y, features["X_val"], images.val.y, train_eval=train_eval)
+    return network
 
 
 def logistic_regression(features, s):
-    """scikit-learn's, with the best C by validation: (classes that it predicts {part: (N,)}, C).
+    """scikit-learn's logistic regression with the best C by validation: ({split: (predicted, true)}, C).
 
-    Plain labels and plain images; the CNN, linear classifier learns from smoothed labels and augmented images.
+    It is trained on plain labels; the CNN on smoothed labels and augmented images.
     """
     from sklearn.linear_model import LogisticRegression
 
-    tried = [LogisticRegression(C=C, max_iter=300).fit(features["X_train"], features["y_train"]) for C in s.logistic_c]
-    best = max(tried, key=lambda one: one.score(features["X_val"], features["y_val"]))
-    return {part: best.predict(features[f"X_{part}"]) for part in PARTS}, best.C
+    models = [LogisticRegression(C=C, max_iter=300).fit(features["X_train"], features["y_train"]) for C in s.logistic_c]
+    best = max(models, key=lambda model: model.score(features["X_val"], features["y_val"]))
+    return {split: (best.predict(features[f"X_{split}"]), features[f"y_{split}"]) for split in SPLITS}, best.C
 
 
-def nearest_neighbours(features, s):
-    """k nearest neighbours, with the best k by validation: ({part: (N,)}, k); without training images, their own nearest."""
+def nearest_neighbors(features, s):
+    """k nearest neighbors with the best k by validation: ({split: (predicted, true)}, k).
+
+    Without the training split, where each image is its own nearest neighbor.
+    """
     from sklearn.neighbors import NearestNeighbors
 
     y = features["y_train"]
-    search = NearestNeighbors(n_neighbors=min(max(s.neighbours), len(y)), algorithm="brute").fit(features["X_train"])
-    labels = {part: y[search.kneighbors(features[f"X_{part}"], return_distance=False)] for part in ("val", "test")}
+    search = NearestNeighbors(n_neighbors=min(max(s.neighbors), len(y)), algorithm="brute").fit(features["X_train"])
+    labels = {split: y[search.kneighbors(features[f"X_{split}"], return_distance=False)] for split in ("val", "test")}
 
-    def vote(part, k):
-        return np.stack([(labels[part][:, :k] == label).sum(axis=1) for label in range(y.max() + 1)], axis=1).argmax(axis=1)
+    def vote(split, k):
+        votes = [(labels[split][:, :k] == label).sum(axis=1) for label in range(y.max() + 1)]
+        return np.stack(votes, axis=1).argmax(axis=1)
 
-    best = max(s.neighbours, key=lambda k: np.mean(vote("val", k) == features["y_val"]))
-    return {part: vote(part, best) for part in ("val", "test")}, best
+    best = max(s.neighbors, key=lambda k: np.mean(vote("val", k) == features["y_val"]))
+    return {split: (vote(split, best), features[f"y_{split}"]) for split in ("val", "test")}, best
 
 
-def on_all_images(images, frozen, joint, s):
-    """({head: {part: predicted classes}}, what validation chose) of a CNN trained on all training images.
+def heads_on_all_images(images, frozen, joint, s):
+    """Heads on a CNN trained on all training images: ({head: {split: (predicted, true)}}, {head: what validation chose}).
 
-    frozen, joint: folders of runs of hybrid_train.py.
+    frozen, joint: folders of finished runs of hybrid_train.py.
     """
-    model = hybrid_train.load_backbone(frozen / "backbone.safetensors", images, s)
-    features, chosen = cnn.cached_features(frozen / "features.npz", model, images), {}
-    found = {OWN: by_part(lambda part: cnn.classifier_logits(model, features[f"X_{part}"]).cpu())}
+    model, s = hybrid_train.load_backbone(frozen / "backbone.safetensors", images, s)
+    features, chosen = cached_features(frozen / "features.npz", model, images), {}
+    results = {CNN_LINEAR: predict(lambda X: classifier_logits(model, X).cpu(), features)}
     head, metadata = mlp.restore(frozen / "head.safetensors")
-    hybrid_train.standardise(features, metadata["mean"], metadata["std"])
-    found[MLP] = by_part(lambda part: head.predict_logits(features[f"X_{part}"]))
-    fresh = fresh_mlp(model, images, features, metadata["mean"], metadata["std"], s)
-    found[FRESH] = by_part(lambda part: fresh.predict_logits(features[f"X_{part}"]))
-    found[LOGISTIC], chosen[LOGISTIC] = logistic_regression(features, s)
-    found[NEAREST], chosen[NEAREST] = nearest_neighbours(features, s)
-    whole = hybrid_train.restore(joint / "hybrid.safetensors")[0].to(model.mean.device)
-    found[JOINT] = by_part(lambda part: cnn.classifier_logits(whole, cnn.extract_features_numpy(whole, getattr(images, part).X)).cpu())
-    return {head: {part: (classes, features[f"y_{part}"]) for part, classes in parts.items()}
-            for head, parts in found.items()}, chosen  # fmt: skip
+    mean, std = metadata["mean"], metadata["std"]
+    hybrid_train.standardize_(features, mean, std)
+    results[MLP] = predict(head.predict_logits, features)
+    results[MLP_AUGMENTED] = predict(augmented_mlp(model, images, features, mean, std, s).predict_logits, features)
+    results[LOGREG], chosen[LOGREG] = logistic_regression(features, s)
+    results[KNN], chosen[KNN] = nearest_neighbors(features, s)
+    hybrid = hybrid_train.restore(joint / "hybrid.safetensors")[0].to(model.mean.device)
+    pixels = {f"X_{split}": getattr(images, split).X for split in SPLITS}
+    results[MLP_JOINT] = predict(lambda X: predict_logits(hybrid, X), features | pixels)
+    return results, chosen
 
 
-def on_half_of_them(images, folder, s):
-    """({head: {part: (predicted, true) classes}}, what validation chose) of a CNN trained on half of the training images.
-
-    It is in `folder`, where it is made if need be. The heads learn from the features of that half, or of the other one.
-    """
-    halves = data.stratified_split(images.train.y, len(images.train.y) // 2, s.seed)
+def half_backbone(images, rows, folder, s):
+    """The CNN in `folder` that was trained on the rows (N / 2,) of the training images; trained now if need be."""
     path, train = folder / "backbone.safetensors", images.train
     if not path.exists():
-        half = data.Split(X=train.X[halves[0]], y=train.y[halves[0]], indices=train.indices[halves[0]])
+        half = data.Split(X=train.X[rows], y=train.y[rows], indices=train.indices[rows])
         resume = str(folder) if (folder / "settings.json").exists() else ""
-        own = SimpleNamespace(**vars(s) | {"output_dir": str(folder), "resume": resume})
-        with runs.Run("hybrid_study", own) as run:
-            cnn.save(path, cnn.train(replace(images, train=half), own, run)[0], images, own)
-    model = cnn.restore(path)[0].to(cnn.pick_device(s.device))
-    features = cnn.cached_features(folder / "features.npz", model, images)
-    first, other = ({key: array[rows] if key.endswith("_train") else array.copy() for key, array in features.items()}
-                    for rows in halves)  # fmt: skip
-    found = {HALF_OWN: by_part(lambda part: cnn.classifier_logits(model, first[f"X_{part}"]).cpu())}
-    seen, unseen = (hybrid_train.train_head(half, images.classes, s, SimpleNamespace(log=lambda row: None))[0]
-                    for half in (first, other))  # it standardises the features, too  # fmt: skip
-    found[SEEN] = by_part(lambda part: seen.predict_logits(first[f"X_{part}"]))
-    found[UNSEEN] = by_part(lambda part: unseen.predict_logits(other[f"X_{part}"]))
-    found[LINEAR], chosen = logistic_regression(other, s)
-    of = {HALF_OWN: first, SEEN: first, UNSEEN: other, LINEAR: other}
-    return {head: {part: (classes, of[head][f"y_{part}"]) for part, classes in parts.items()}
-            for head, parts in found.items()}, {LINEAR: chosen}  # fmt: skip
+        s = SimpleNamespace(**vars(s) | {"output_dir": str(folder), "resume": resume})
+        with runs.Run("heads", s) as run:
+            backbone.save(path, cnn.train(replace(images, train=half), s, run)[0], images, s)
+    return backbone.restore(path)[0].to(pick_device(s.device))
 
 
-def summary(every):
-    """(heads, tests, verdicts) of {seed: {head: {part: (predicted, true) classes, an array (2, N)}}}.
+def half_rows(images, s):
+    """The rows (N / 2,) of the training images in each half; all classes in equal proportions."""
+    return data.stratified_split(images.train.y, len(images.train.y) // 2, s.seed)
 
-    heads: {head: {"test_accuracy": mean, "test_accuracy_std": ..., "by_seed": {"test_accuracy": [...]}}, ...}, for train and
-    val, too; tests: a dict for each comparison; verdicts: a sentence for each.
+
+def heads_on_halves(images, folder, s):
+    """Heads on a CNN trained on half of the training images, which is in `folder`; as heads_on_all_images.
+
+    They are trained on the features of the same half, or of the other one.
+    """
+    halves = half_rows(images, s)
+    model = half_backbone(images, halves[0], folder, s)
+    features = cached_features(folder / "features.npz", model, images)
+    same, other = ({name: array[rows] if name.endswith("_train") else array.copy() for name, array in features.items()}
+                   for rows in halves)  # fmt: skip
+    results = {CNN_LINEAR_HALF: predict(lambda X: classifier_logits(model, X).cpu(), same)}
+    for name, half in ((MLP_SAME_HALF, same), (MLP_OTHER_HALF, other)):
+        head, _ = hybrid_train.train_head(half, images.classes, s, SimpleNamespace(log=lambda row: None))
+        results[name] = predict(head.mlp.predict_logits, half)  # train_head has standardized the features
+    results[LOGREG_OTHER_HALF], chosen = logistic_regression(other, s)
+    return results, {LOGREG_OTHER_HALF: chosen}
+
+
+def cross_validated_probabilities(images, folder, s):
+    """Class probabilities (N, classes) of each training image, by a CNN trained on the half that does not contain it."""
+    first, second = half_rows(images, s)
+    logits = np.empty((len(images.train.y), len(images.classes)), np.float32)
+    for trained_on, judged, name in ((first, second, "half"), (second, first, "other_half")):
+        model = half_backbone(images, trained_on, folder / name / f"seed_{s.seed}", s)
+        logits[judged] = predict_logits(model, images.train.X[judged])
+    exp = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return exp / exp.sum(axis=1, keepdims=True)
+
+
+def summary(results):
+    """(heads, tests, verdicts) of {seed: {head: {split: (predicted, true) classes}}}.
+
+    heads: {head: {"test_accuracy": mean, "test_accuracy_std": ..., "by_seed": {"test_accuracy": [...]}, ...}}; tests: a
+    dict for each of COMPARISONS; verdicts: a sentence for each.
     """
     heads, tests = {}, []
-    for name, parts in next(iter(every.values())).items():
+    for name, splits in next(iter(results.values())).items():
         heads[name] = {"by_seed": {}}
-        for part in parts:
-            values = [float(np.mean(one[name][part][0] == one[name][part][1])) for one in every.values()]
-            heads[name]["by_seed"][f"{part}_accuracy"] = values
-            heads[name] |= {f"{part}_accuracy": statistics.fmean(values), f"{part}_accuracy_std": statistics.stdev(values)}
-    for first, second in COMPARED:
-        test = {"head": first, "against": second, "by_seed": []}
-        for seed, one in every.items():
-            right = (one[name]["test"][0] == one[name]["test"][1] for name in (first, second))
-            only_first, only_second, p = mcnemar(*right)
-            test["by_seed"].append({"seed": seed, "only_head_right": only_first, "only_other_right": only_second, "p": p})
-        points = [100 * (a - b) for a, b in zip(*(heads[name]["by_seed"]["test_accuracy"] for name in (first, second)),
-                                                strict=True)]  # fmt: skip
-        test |= {"points": statistics.fmean(points), "points_std": statistics.stdev(points), "p": over_the_seeds(points)}
+        for split in splits:
+            values = [float(np.mean(np.equal(*seed_results[name][split]))) for seed_results in results.values()]
+            heads[name]["by_seed"][f"{split}_accuracy"] = values
+            heads[name] |= {f"{split}_accuracy": statistics.fmean(values), f"{split}_accuracy_std": statistics.stdev(values)}
+    for head, against in COMPARISONS:
+        test = {"head": head, "against": against, "by_seed": []}
+        for seed, seed_results in results.items():
+            only_head, only_other, p = mcnemar(*(np.equal(*seed_results[name]["test"]) for name in (head, against)))
+            test["by_seed"].append({"seed": seed, "only_head_correct": only_head, "only_other_correct": only_other, "p": p})
+        pairs = zip(*(heads[name]["by_seed"]["test_accuracy"] for name in (head, against)), strict=True)
+        points = [100 * (a - b) for a, b in pairs]
+        test |= {"points": statistics.fmean(points), "points_std": statistics.stdev(points), "p": paired_t(points)}
         tests.append(test)
-    for together in (tests, [one for test in tests for one in test["by_seed"]]):  # of methods, of single networks
-        for test, p in zip(together, holm([test["p"] for test in together]), strict=True):
+    for family in (tests, [row for test in tests for row in test["by_seed"]]):  # of methods, of single networks
+        for test, p in zip(family, holm([test["p"] for test in family]), strict=True):
             test["p_holm"] = p
     return heads, tests, [verdict(test) for test in tests]
 
 
 def check_settings(s):
-    """Raise settings.SettingError, before any data is read, for what cannot be, and for s.backbones of another kind."""
+    """Raise settings.SettingError, before any data is read, for impossible settings or unsuitable s.backbones."""
     hybrid_train.check_settings(s)
     if s.backbone or s.head:
-        raise settings.SettingError("--backbone, --head: the study has a network for each seed; give it --backbones FOLDER")
+        raise settings.SettingError("--backbone, --head: the study has a network for each seed; use --backbones FOLDER")
     if s.training != "frozen" or s.compile:
         raise settings.SettingError("--training, --compile: not for the study, which trains frozen and jointly")
-    if not (s.logistic_c and s.neighbours):
-        raise settings.SettingError("--logistic-c, --neighbours: at least one number each")
+    if not (s.logistic_c and s.neighbors):
+        raise settings.SettingError("--logistic-c, --neighbors: give at least one number each")
     if not s.backbones:
         return
     if s.output_dir and Path(s.output_dir).resolve() == Path(s.backbones).resolve():
@@ -188,72 +217,76 @@ def check_settings(s):
     for seed in range(s.seed, s.seed + s.seeds):
         path = Path(s.backbones, f"seed_{seed}", "settings.json")
         if not all(path.with_name(name).is_file() for name in ("backbone.safetensors", "head.safetensors", "metrics.json")):
-            raise settings.SettingError(f"--backbones {s.backbones}: no finished run in {path.parent}; make them by python "
+            raise settings.SettingError(f"--backbones {s.backbones}: no finished run in {path.parent}; make them with python "
                                         f"hybrid_train.py --seed {s.seed} --seeds {s.seeds}")  # fmt: skip
         try:
-            own, saved = runs.training_settings(vars(s)), runs.training_settings(json.loads(path.read_text(encoding="utf-8")))
+            saved = runs.training_settings(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, AttributeError) as error:
             raise settings.SettingError(f"--backbones {s.backbones}: {path} cannot be read ({error})") from None
-        may_differ = "seed", "backbones", "logistic_c", "neighbours"
-        different = sorted(name for name in saved if name not in may_differ and own.get(name) != saved[name])
+        current, may_differ = runs.training_settings(vars(s)), ("seed", "backbones", "logistic_c", "neighbors")
+        different = sorted(name for name in saved if name not in may_differ and current.get(name) != saved[name])
         if different:
             raise settings.SettingError(f"--backbones {s.backbones}: made with other settings: {', '.join(different)}")
 
 
-def trained(folder, s, training):
-    """The folder, with a run of hybrid_train.py in it: finished before, or taken up where it was stopped, or made."""
+def hybrid_run(folder, s, training):
+    """`folder` with a finished run of hybrid_train.py; trained or resumed if need be."""
     if not (folder / "metrics.json").exists():
-        begun = str(folder) if (folder / "settings.json").exists() else ""
-        own = vars(s) | {"training": training, "seeds": 1, "output_dir": str(folder), "resume": begun}
-        hybrid_train.run(SimpleNamespace(**own))
+        resume = str(folder) if (folder / "settings.json").exists() else ""
+        changes = {"training": training, "seeds": 1, "output_dir": str(folder), "resume": resume}
+        hybrid_train.run(SimpleNamespace(**vars(s) | changes))
     return folder
 
 
-def of_seed(images, folder, s):
-    """({head: {part: (predicted, true) classes}}, what validation chose) of the seed s.seed, kept in `folder`."""
+def results_of_seed(images, folder, s):
+    """({head: {split: (predicted, true) classes}}, what validation chose) of the seed s.seed; saved in `folder`."""
     path = folder / f"predictions_{s.seed}.npz"
     if path.exists():
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
-        chosen, found = json.loads(str(arrays.pop("chosen"))), {}
+        chosen, results = json.loads(str(arrays.pop("chosen"))), {}
         for name, array in arrays.items():
-            head, part = name.split("/")
-            found.setdefault(head, {})[part] = tuple(array)
-        if not all(np.array_equal(found[OWN][part][1], getattr(images, part).y) for part in PARTS):
-            raise files.RunError(f"{path}: is of other data than {images.name}")
-        return found, chosen
-    place = f"seed_{s.seed}"
-    frozen = Path(s.backbones, place) if s.backbones else trained(folder / "frozen" / place, s, "frozen")
-    joint = trained(folder / "joint" / place, s, "joint")
+            head, split = name.split("/")
+            results.setdefault(head, {})[split] = tuple(array)
+        if not all(np.array_equal(results[CNN_LINEAR][split][1], getattr(images, split).y) for split in SPLITS):
+            raise files.FileError(f"{path}: was made from other data than {images.name}")
+        return results, chosen
+    name = f"seed_{s.seed}"
+    frozen = Path(s.backbones, name) if s.backbones else hybrid_run(folder / "frozen" / name, s, "frozen")
+    joint = hybrid_run(folder / "joint" / name, s, "joint")
     print(f"\nheads of seed {s.seed}", flush=True)
-    found, chosen = on_all_images(images, frozen, joint, s)
-    more, chosen_too = on_half_of_them(images, folder / "half" / place, s)
-    found, chosen = found | more, chosen | chosen_too
-    arrays = {f"{head}/{part}": np.stack(both) for head, parts in found.items() for part, both in parts.items()}
-    with files.atomic_write(path) as part, part.open("wb") as file:
+    results, chosen = heads_on_all_images(images, frozen, joint, s)
+    half_results, half_chosen = heads_on_halves(images, folder / "half" / name, s)
+    results, chosen = results | half_results, chosen | half_chosen
+    arrays = {f"{head}/{split}": np.stack(pair) for head, splits in results.items() for split, pair in splits.items()}
+    with files.atomic_write(path) as temporary, temporary.open("wb") as file:
         np.savez(file, chosen=json.dumps(chosen), **arrays)
-    return found, chosen
+    return results, chosen
 
 
 def run(s):
-    """The whole study with the settings `s`. Returns what metrics.json holds, which is written anew after each seed."""
+    """The whole study with the settings `s`. Return the content of metrics.json, which is updated after each seed."""
     if s.quick:
-        s.seeds = min(s.seeds, 2)
-        hybrid_train.quick_settings(s)
+        s = SimpleNamespace(**vars(hybrid_train.quick_settings(s)) | {"seeds": min(s.seeds, 2)})
     check_settings(s)
     images = data.load(s.dataset, s.data_dir, s.offline_fallback, s.split_seed, s.quick)
-    every, chosen = {}, {}
-    with runs.Run("hybrid_study", s) as run:
+    results, chosen = {}, {}
+    with runs.Run("heads", s) as run:
         for seed in range(s.seed, s.seed + s.seeds):
-            own = SimpleNamespace(**vars(s) | {"seed": seed, "resume": ""})
-            every[seed], chosen[seed] = of_seed(images, run.path, own)
-            if len(every) == 1:
+            seed_s = SimpleNamespace(**vars(s) | {"seed": seed, "resume": ""})
+            results[seed], chosen[seed] = results_of_seed(images, run.path, seed_s)
+            if len(results) == 1:
+                probabilities = cross_validated_probabilities(images, run.path, seed_s)
+                title = (f"Labels that the CNN contradicts most confidently, {images.name}\n"
+                         f"CNN trained on the other half of the training images, seed {seed}")  # fmt: skip
+                figure = plots.mistakes(images.train.X, images.train.y, probabilities, images.classes, title)
+                run.save({"label_errors.png": figure, "train_probabilities.npy": probabilities.astype(np.float16)})
                 continue
-            heads, tests, verdicts = summary(every)
-            title = f"Heads on a CNN's features of {images.name}, {len(every)} seeds"
+            heads, tests, verdicts = summary(results)
+            title = f"Heads on a CNN's features, {images.name}, {len(results)} seeds"
             run.save({"study.png": plots.classifier_comparison(heads, title), "verdicts.txt": "\n".join(verdicts) + "\n"})
             table = {name: (head["val_accuracy"], head["test_accuracy"]) for name, head in heads.items()}
-            metrics = run.finish(table, dataset=images.name, **images.sizes, seeds=list(every), heads=heads, tests=tests,
+            metrics = run.finish(table, dataset=images.name, **images.sizes, seeds=list(results), heads=heads, tests=tests,
                                  verdicts=verdicts, chosen=chosen)  # fmt: skip
             print("\n" + "\n".join(verdicts), flush=True)
     return metrics
@@ -261,7 +294,3 @@ def run(s):
 
 def main(argv=None):
     run(settings.parse(sys.modules[__name__], hybrid_train, cnn, data, runs, argv=argv))
-
-
-if __name__ == "__main__":
-    runs.cli(main)

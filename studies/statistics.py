@@ -1,42 +1,43 @@
-"""Paired tests over seeds and images, Holm's correction, and verdicts in words."""
+"""Paired tests over seeds and over images, Holm's correction, and verdicts in words."""
 
 import numpy as np
 
-LEVEL = 0.05  # of significance, all comparisons together
+LEVEL = 0.05  # of significance, for all comparisons of a study together
 
 
-def mcnemar(right, right_too):
-    """(only the first is right, only the second is, p) of two classifiers' (N,) booleans on the same images.
+def mcnemar(correct, correct_other):
+    """McNemar's exact test of two classifiers on the same images: (only the first correct, only the second, p).
 
-    The exact test (McNemar 1947): were they equally good, either would be as likely to be the one that is right.
+    correct, correct_other: booleans (N,). Under the null hypothesis, either is equally often the only correct one
+    (McNemar 1947).
     """
     from scipy.stats import binomtest  # SciPy comes with scikit-learn
 
-    first, second = int((right & ~right_too).sum()), int((right_too & ~right).sum())
+    first, second = int((correct & ~correct_other).sum()), int((correct_other & ~correct).sum())
     return first, second, float(binomtest(first, first + second).pvalue) if first + second else 1.0
 
 
 def holm(p):
-    """The p values of several tests, each corrected for there being so many (Holm 1979)."""
+    """The p values of several tests, corrected for multiple testing (Holm 1979). A list in the same order."""
     p = np.asarray(p)
     order, corrected = np.argsort(p), np.empty(len(p))
     corrected[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
     return corrected.tolist()
 
 
-def over_the_seeds(points):
-    """p of the paired t test: were the two methods equally good, how probable were differences of such a mean over seeds?"""
+def paired_t(differences):
+    """Two-sided p value of the paired t test. differences (seeds,): of two methods, one for each seed."""
     from scipy.stats import ttest_1samp
 
-    if np.ptp(points) == 0:
-        return float(points[0] == 0)
-    return float(ttest_1samp(points, 0).pvalue)
+    if np.ptp(differences) == 0:
+        return float(differences[0] == 0)
+    return float(ttest_1samp(differences, 0).pvalue)
 
 
 def verdict(test):
-    """In words, how a head compares with another."""
-    won = [one["only_head_right"] > one["only_other_right"] for one in test["by_seed"] if one["p_holm"] < LEVEL]
-    words = "no difference shown" if test["p_holm"] >= LEVEL else "better" if test["points"] > 0 else "worse"
-    return (f"{test['head']}, against {test['against']}: {test['points']:+.2f} +- {test['points_std']:.2f} points, p = "
-            f"{test['p_holm']:.3g} (paired t over the seeds, Holm); better in {sum(won)}, worse in {len(won) - sum(won)} of "
-            f"{len(test['by_seed'])} seeds (McNemar, Holm): {words}")  # fmt: skip
+    """One sentence on a comparison, an entry of `heads.summary`'s tests."""
+    significant = [row["only_head_correct"] > row["only_other_correct"] for row in test["by_seed"] if row["p_holm"] < LEVEL]
+    word = "not distinguishable" if test["p_holm"] >= LEVEL else "better" if test["points"] > 0 else "worse"
+    return (f"{test['head']} vs {test['against']}: {word}; {test['points']:+.2f} +- {test['points_std']:.2f} points, p = "
+            f"{test['p_holm']:.3g} (paired t test over {len(test['by_seed'])} seeds, Holm); McNemar's test: better in "
+            f"{sum(significant)}, worse in {len(significant) - sum(significant)} seeds")  # fmt: skip
