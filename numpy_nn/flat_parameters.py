@@ -6,9 +6,9 @@ import numpy as np
 
 
 class FlatParameters:
-    """Base class of a network with `layers`: their arrays become views into `params`, `grads` and `buffers`.
+    """Base class of a network with `layers`: their arrays are views into the vectors `params`, `grads` and `buffers`.
 
-    An optimizer then works on two flat vectors, whatever the layers are. `views` is {"layer number.name": view} of
+    So an optimizer sees two flat vectors, whatever the layers are. `views` is {"layer number.name": view} of
     parameters and buffers; `weights` is [(W, dW), ...] of the Linear layers.
     """
 
@@ -28,10 +28,10 @@ class FlatParameters:
         self.weights = [(layer.params["W"], layer.grads["W"]) for layer in self.layers if "W" in layer.params]
 
     def _carve_views(self, attribute, shapes):
-        """Give each layer its part of the vector `attribute`; return {"layer number.name": view}."""
+        """Give each layer its views into the vector `attribute`; return {"layer number.name": view}."""
         views, start, vector = {}, 0, getattr(self, attribute)
-        learning = (layer for layer in self.layers if layer.shapes)  # numbered without dropout, which eval mode leaves out
-        for number, layer in enumerate(learning):
+        with_params = (layer for layer in self.layers if layer.shapes)  # so the numbers do not depend on dropout
+        for number, layer in enumerate(with_params):
             arrays = getattr(layer, attribute)
             for name, shape in getattr(layer, shapes).items():
                 end = start + math.prod(shape)
@@ -39,7 +39,7 @@ class FlatParameters:
                 start = end
         return views
 
-    def __getstate__(self):  # a copied or pickled view would be an array of its own: views are bound again
+    def __getstate__(self):  # a copy or pickle of a view is no longer a view: __setstate__ binds them again
         return {name: value for name, value in vars(self).items() if name not in ("views", "weights")}
 
     def __setstate__(self, attributes):

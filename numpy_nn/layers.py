@@ -1,4 +1,8 @@
-"""The layers and losses of the NumPy MLP, each with its backward pass written by hand; check_gradients.py proves them."""
+"""The layers and losses of the NumPy MLP, each with a hand-written backward pass; check_gradients.py checks them.
+
+Shapes: N rows of a batch, n_in or D features, C classes. `dout` is the gradient of the loss with respect to a layer's
+output, `dx` with respect to its input.
+"""
 
 import math
 
@@ -6,13 +10,14 @@ import numpy as np
 
 
 class Layer:
-    """What the network asks of a layer.
+    """Base class of all layers.
 
-    `forward(x, training)` in training keeps what `backward(dout)` needs, which fills `grads` and returns the gradient with
-    respect to x. Neither changes its argument or a parameter. What they return in training is memory of the layer's own,
-    which its next call overwrites; in use, `forward` leaves no trace, and may run in several threads at once. `shapes` are
-    those of the parameters, `buffer_shapes` those of what is learnt without gradients; the network sets `params`, `grads` and
-    `state`, {name: view into one of its flat vectors}.
+    `forward(x, training)` returns the output. In training mode it also stores what `backward(dout)` needs, which fills
+    `grads` and returns dx. Neither changes its argument or a parameter. In training mode, returned arrays are workspaces
+    that the next call overwrites; in eval mode, `forward` is stateless and thread-safe.
+
+    `shapes` are those of the parameters, `buffer_shapes` those of the running statistics. The network sets `params`, `grads`
+    and `buffers`: {name: view into one of its flat vectors}.
     """
 
     def __init__(self, buffer_shapes=(), **shapes):
@@ -21,30 +26,32 @@ class Layer:
         self.workspaces = {}
 
     def init(self, rng):
-        """Set the first values of `params` and `state`, where they are not 0."""
+        """Initialize `params` and `buffers`, where they do not start at 0."""
 
-    def __getstate__(self):  # copies and pickles need no images and results of the last batch; the network links the rest
-        kept = {name: value for name, value in vars(self).items() if not isinstance(value, np.ndarray)}
-        return kept | {"params": {}, "grads": {}, "buffers": {}, "workspaces": {}}
+    def __getstate__(self):  # a copy or pickle omits the arrays of the last batch; the network binds the views again
+        attributes = {name: value for name, value in vars(self).items() if not isinstance(value, np.ndarray)}
+        return attributes | {"params": {}, "grads": {}, "buffers": {}, "workspaces": {}}
 
     def workspace(self, name, x, width=None, dtype=None):
-        """Memory for results (N, width), the same at every step: to get new memory would take longer than to fill it.
+        """An uninitialized array (N, width) for results, by default of the width and dtype of x (N, D).
 
-        As wide, and of the dtype, as x (N, features) where nothing else is said.
+        It is allocated once and used again at every step, since allocation takes longer than the computation.
         """
         width, dtype = width or x.shape[1], dtype or x.dtype
-        kept = self.workspaces.get(name)
-        if kept is None or len(kept) < len(x) or kept.shape[1] != width or kept.dtype != dtype:
-            kept = self.workspaces[name] = np.empty((len(x), width), dtype)
-        return kept[: len(x)]
+        array = self.workspaces.get(name)
+        if array is None or len(array) < len(x) or array.shape[1] != width or array.dtype != dtype:
+            array = self.workspaces[name] = np.empty((len(x), width), dtype)
+        return array[: len(x)]
 
 
 class Linear(Layer):
-    """y = x W + b.  x (N, n_in), W (n_in, n_out), b (n_out,), y (N, n_out); without b where bias is False.
+    """y = x W + b.  x (N, n_in), W (n_in, n_out), b (n_out,), y (N, n_out); no b if bias is False.
 
-    W is drawn from N(0, variance) and b is 0. The variance is 2 / n_in for "he", which keeps that of the signal through
-    ReLUs (He et al. 2015, eq. 10), 2 / (n_in + n_out) for "xavier" (Glorot and Bengio 2010, eq. 12), 1 / n_in for "lecun"
-    (LeCun et al. 1998, sec. 4.6), and scale^2 for "random".
+    Backward: dW = x^T dout, db = sum of dout over the batch, dx = dout W^T.
+
+    W is drawn from N(0, variance); b starts at 0. The variance is 2 / n_in for "he", which preserves that of the signal
+    through ReLUs (He et al. 2015, eq. 10), 2 / (n_in + n_out) for "xavier" (Glorot and Bengio 2010, eq. 12), 1 / n_in for
+    "lecun" (LeCun et al. 1998, sec. 4.6), and scale^2 for "random".
     """
 
     def __init__(self, n_in, n_out, init="he", scale=0.01, bias=True):
@@ -66,19 +73,19 @@ class Linear(Layer):
 
     def backward(self, dout, input_gradient=True):
         W = self.params["W"]
-        np.matmul(self.x.T, dout, out=self.grads["W"])  # (n_in, N) @ (N, n_out)
+        np.matmul(self.x.T, dout, out=self.grads["W"])  # (n_in, N) @ (N, n_out) -> (n_in, n_out)
         if "b" in self.grads:
-            dout.sum(axis=0, out=self.grads["b"])
+            dout.sum(axis=0, out=self.grads["b"])  # (N, n_out) -> (n_out,)
         return np.matmul(dout, W.T, out=self.workspace("dx", self.x)) if input_gradient else None  # (N, n_out) -> (N, n_in)
 
 
 class ReLU(Layer):
-    """y = max(x, 0); the gradient at 0 is taken as 0 (Nair and Hinton 2010)."""
+    """y = max(x, 0);  dy/dx = 1 where x > 0, else 0 (Nair and Hinton 2010)."""
 
     def forward(self, x, training=False):
         if not training:
             return np.maximum(x, 0)
-        self.mask = np.greater(x, 0, out=self.workspace("mask", x))  # 0.0 or 1.0: NumPy multiplies floats faster by floats
+        self.mask = np.greater(x, 0, out=self.workspace("mask", x))  # 0.0 or 1.0: float times float is faster
         return np.multiply(x, self.mask, out=self.workspace("y", x))
 
     def backward(self, dout):
@@ -86,7 +93,7 @@ class ReLU(Layer):
 
 
 class LeakyReLU(Layer):
-    """y = x where x > 0, elsewhere x / 100 (Maas et al. 2013)."""
+    """y = x where x > 0, else 0.01 x;  dy/dx = 1 or 0.01 (Maas et al. 2013)."""
 
     def forward(self, x, training=False):
         if not training:
@@ -129,10 +136,10 @@ class Sigmoid(Layer):
 
 
 class GELU(Layer):
-    """y = x P(x), P the normal distribution function, exact (Hendrycks and Gimpel 2016);  dy/dx = P(x) + x P'(x)."""
+    """y = x P(x);  dy/dx = P(x) + x P'(x).  P is the normal distribution function (Hendrycks and Gimpel 2016), exact."""
 
     def forward(self, x, training=False):
-        from scipy.special import ndtr  # P, which NumPy lacks; SciPy comes with scikit-learn, and loads only for this
+        from scipy.special import ndtr  # P; imported only if needed, since SciPy takes a while to import
 
         if not training:
             return x * ndtr(x)
@@ -150,21 +157,21 @@ class GELU(Layer):
 
 
 class Dropout(Layer):
-    """Inverted dropout: in training a value is 0 with probability `rate`, else it grows by 1 / (1 - rate).
+    """Inverted dropout: in training mode, y = x mask, where mask is 0 with probability p, else 1 / (1 - p).
 
-    In use it changes nothing: the expected value is already that of training (Srivastava et al. 2014, sec. 10).
+    In eval mode y = x, which is the expected value of y in training mode (Srivastava et al. 2014, sec. 10).
     """
 
-    def __init__(self, rate, rng):
+    def __init__(self, p, rng):
         super().__init__()
-        self.rate, self.rng = rate, rng
+        self.p, self.rng = p, rng
 
     def forward(self, x, training=False):
         if not training:
             return x
-        drawn = self.rng.random(out=self.workspace("drawn", x, dtype=np.float32), dtype=np.float32)
-        self.mask = np.greater_equal(drawn, self.rate, out=self.workspace("mask", x))
-        self.mask *= 1 / (1 - self.rate)
+        uniform = self.rng.random(out=self.workspace("uniform", x, dtype=np.float32), dtype=np.float32)
+        self.mask = np.greater_equal(uniform, self.p, out=self.workspace("mask", x))
+        self.mask *= 1 / (1 - self.p)
         return np.multiply(x, self.mask, out=self.workspace("y", x))
 
     def backward(self, dout):
@@ -172,10 +179,11 @@ class Dropout(Layer):
 
 
 class BatchNorm(Layer):
-    """y = gamma (x - mean) / sqrt(var + eps) + beta, mean and variance of each column in the batch (Ioffe and Szegedy 2015).
+    """y = gamma x_hat + beta, x_hat = (x - mean) rstd, rstd = 1 / sqrt(var + eps)  (Ioffe and Szegedy 2015).
 
-    In use, running means of the training's means and unbiased variances stand in for those of the batch, as in
-    torch.nn.BatchNorm1d; a batch of a single row, which has no variance, leaves them alone.
+    mean and var (D,) are those of each column of x (N, D) in the batch. In eval mode they are running averages of the means
+    and of the unbiased variances, as in torch.nn.BatchNorm1d; a batch of a single row, which has no variance, does not
+    update them.
     """
 
     def __init__(self, n, momentum=0.1, eps=1e-5):
@@ -190,24 +198,26 @@ class BatchNorm(Layer):
         if not training:
             scale = gamma / np.sqrt(buffers["var"] + self.eps)
             return x * scale + (beta - buffers["mean"] * scale)
-        n, mean = len(x), x.mean(axis=0)
+        n, mean = len(x), x.mean(axis=0)  # (N, D) -> (D,)
         self.x_centered = np.subtract(x, mean, out=self.workspace("x_centered", x))
-        var = np.einsum("nd,nd->d", self.x_centered, self.x_centered) / n
+        var = np.einsum("nd,nd->d", self.x_centered, self.x_centered) / n  # (N, D) -> (D,)
         if n > 1:
             buffers["mean"] += self.momentum * (mean - buffers["mean"])
             buffers["var"] += self.momentum * (var * (n / (n - 1)) - buffers["var"])
         self.rstd = 1 / np.sqrt(var + self.eps)
-        # rows are put together first, inverse and gamma here, so that there is less to do for each image
+        # y = gamma * x_hat + beta; rstd * gamma is (D,), so that only two operations are on (N, D)
         y = np.multiply(self.x_centered, self.rstd * gamma, out=self.workspace("y", x))
         y += beta
         return y
 
     def backward(self, dout):
+        # dbeta = sum(dout), dgamma = sum(dout * x_hat), over the batch
+        # dx = gamma * rstd * (dout - mean(dout) - x_hat * mean(dout * x_hat))
+        #    = gamma * rstd * (dout - dbeta / N - x_centered * rstd * dgamma / N), from right to left:
         n, dgamma, dbeta = len(dout), self.grads["gamma"], self.grads["beta"]
-        dout.sum(axis=0, out=dbeta)
-        np.einsum("nd,nd->d", dout, self.x_centered, out=dgamma)
+        dout.sum(axis=0, out=dbeta)  # (N, D) -> (D,)
+        np.einsum("nd,nd->d", dout, self.x_centered, out=dgamma)  # (N, D) -> (D,)
         dgamma *= self.rstd
-        # mean and variance depend on x, too: of each column of dout, what lies along 1 and along `x_centered` is lost
         dx = np.multiply(self.x_centered, -self.rstd * dgamma / n, out=self.workspace("dx", dout))
         dx -= dbeta / n
         dx += dout
@@ -216,7 +226,10 @@ class BatchNorm(Layer):
 
 
 class LayerNorm(Layer):
-    """y = gamma (x - mean) / sqrt(var + eps) + beta, mean and variance of each row (Ba, Kiros and Hinton 2016)."""
+    """y = gamma x_hat + beta, x_hat = (x - mean) rstd, rstd = 1 / sqrt(var + eps)  (Ba, Kiros and Hinton 2016).
+
+    mean and var (N, 1) are those of each row of x (N, D).
+    """
 
     def __init__(self, n, eps=1e-5):
         super().__init__(gamma=(n,), beta=(n,))
@@ -227,59 +240,60 @@ class LayerNorm(Layer):
 
     def forward(self, x, training=False):
         x_centered = x - x.mean(axis=1, keepdims=True)
-        inverse = 1 / np.sqrt((x_centered**2).mean(axis=1, keepdims=True) + self.eps)  # (N, 1)
-        x_hat = x_centered * inverse
+        rstd = 1 / np.sqrt((x_centered**2).mean(axis=1, keepdims=True) + self.eps)  # (N, D) -> (N, 1)
+        x_hat = x_centered * rstd
         if training:
-            self.rstd, self.x_hat = inverse, x_hat
+            self.rstd, self.x_hat = rstd, x_hat
         return x_hat * self.params["gamma"] + self.params["beta"]
 
     def backward(self, dout):
-        (dout * self.x_hat).sum(axis=0, out=self.grads["gamma"])
+        # dx_hat = gamma * dout;  dx = rstd * (dx_hat - mean(dx_hat) - x_hat * mean(dx_hat * x_hat)), means over each row
+        (dout * self.x_hat).sum(axis=0, out=self.grads["gamma"])  # (N, D) -> (D,)
         dout.sum(axis=0, out=self.grads["beta"])
-        dnormed = dout * self.params["gamma"]
-        projection = (dnormed * self.x_hat).mean(axis=1, keepdims=True)  # (N, 1): as in BatchNorm, but by rows
-        return (dnormed - dnormed.mean(axis=1, keepdims=True) - self.x_hat * projection) * self.rstd
+        dx_hat = dout * self.params["gamma"]
+        projection = (dx_hat * self.x_hat).mean(axis=1, keepdims=True)  # (N, D) -> (N, 1)
+        return (dx_hat - dx_hat.mean(axis=1, keepdims=True) - self.x_hat * projection) * self.rstd
 
 
 def sigmoid(x):
-    """1 / (1 + exp(-x)), element by element, through tanh, which cannot overflow."""
+    """1 / (1 + exp(-x)) of each element, computed by tanh, which cannot overflow."""
     return (1 + np.tanh(x / 2)) / 2
 
 
 def softmax(logits):
-    """Probabilities (N, C) of logits (N, C); each row's largest logit is taken off first, so that exp cannot overflow."""
+    """Probabilities (N, C) of logits (N, C). The largest logit of each row is subtracted, so that exp cannot overflow."""
     exp = np.exp(logits - logits.max(axis=1, keepdims=True))
     return exp / exp.sum(axis=1, keepdims=True)
 
 
 def softmax_cross_entropy(logits, y, smoothing=0.0):
-    """Mean over the batch of -sum_c t_c log softmax(logits)_c, and its gradient: (loss, dlogits (N, C)).
+    """(loss, dlogits (N, C)) of logits (N, C) and labels y (N,).
 
-    logits (N, C), y (N,) integers. The target t is 1 - smoothing on the class y, and smoothing / C more on every class
-    (Szegedy et al. 2016, sec. 7). dlogits = (softmax(logits) - t) / N: the only place that divides by N.
+    loss = mean over the batch of -sum_c t_c log softmax(logits)_c;  dlogits = (softmax(logits) - t) / N, the only division
+    by N. The target t_c is smoothing / C for all classes, plus 1 - smoothing for the class y (Szegedy et al. 2016, sec. 7).
     """
-    images, (n, classes) = np.arange(len(y)), logits.shape
-    shifted = np.array(logits.T, order="C")  # (C, N): NumPy is several times faster down the columns than along short rows
+    rows, (n, classes) = np.arange(len(y)), logits.shape
+    shifted = np.array(logits.T, order="C")  # (N, C) -> (C, N): sums over axis 0 are several times faster
     shifted -= shifted.max(axis=0)
     dlogits = np.exp(shifted)
-    total = dlogits.sum(axis=0)
+    total = dlogits.sum(axis=0)  # (C, N) -> (N,)
     log_total = np.log(total)
-    loss = (1 - smoothing) * (log_total - shifted[y, images]).sum()
+    loss = (1 - smoothing) * (log_total - shifted[y, rows]).sum()
     dlogits /= total
-    dlogits[y, images] -= 1 - smoothing
+    dlogits[y, rows] -= 1 - smoothing
     if smoothing:
         loss += smoothing * (log_total - shifted.mean(axis=0)).sum()
         dlogits -= smoothing / classes
     dlogits /= n
-    return float(loss) / n, dlogits.T
+    return float(loss) / n, dlogits.T  # (C, N) -> (N, C)
 
 
 def sigmoid_cross_entropy(logits, y, smoothing=0.0):
-    """Independent sigmoids: binary cross-entropy, summed over the classes, mean over the batch: (loss, dlogits (N, C)).
+    """(loss, dlogits (N, C)): binary cross-entropy of one sigmoid per class, summed over classes, mean over the batch.
 
-    Each output answers a question of its own, is it class c or not. With s = sigmoid(logit) and targets t as above,
-    -t log s - (1 - t) log(1 - s) = max(logit, 0) - t logit + log(1 + exp(-|logit|)), which cannot overflow; its gradient
-    is s - t.
+    With s = sigmoid(logit) and targets t as in `softmax_cross_entropy`, the loss of a logit is
+    -t log s - (1 - t) log(1 - s) = max(logit, 0) - t logit + log(1 + exp(-|logit|)), which cannot overflow;
+    dlogits = (s - t) / N.
     """
     targets = np.full_like(logits, smoothing / logits.shape[1])
     targets[np.arange(len(y)), y] += 1 - smoothing
@@ -289,4 +303,4 @@ def sigmoid_cross_entropy(logits, y, smoothing=0.0):
 
 ACTIVATIONS = {"relu": ReLU, "leaky_relu": LeakyReLU, "tanh": Tanh, "gelu": GELU, "sigmoid": Sigmoid}
 NORMS = {"batch": BatchNorm, "layer": LayerNorm}
-LOSSES = {"softmax": (softmax_cross_entropy, softmax), "sigmoid": (sigmoid_cross_entropy, sigmoid)}  # and probabilities
+LOSSES = {"softmax": (softmax_cross_entropy, softmax), "sigmoid": (sigmoid_cross_entropy, sigmoid)}  # (loss, probabilities)

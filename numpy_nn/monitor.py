@@ -1,6 +1,6 @@
-"""Watches a training of the NumPy MLP and says what is wrong: dead neurons, vanishing gradients, steps that are too long.
+"""Monitors a training of the NumPy MLP for dead neurons, vanishing gradients and too large steps.
 
-mlp_from_scratch.py asks it after each epoch, prints its advice, and draws what it has seen as monitor.png.
+After each epoch mlp_from_scratch.py prints its advice; at the end it plots its history as monitor.png.
 """
 
 import copy
@@ -9,16 +9,22 @@ import numpy as np
 
 from numpy_nn.layers import ACTIVATIONS, Linear
 
-DEAD, LONG, VANISHING = 0.25, 0.1, 1e-3  # from here on it speaks; a usual step is 0.001 long (Stanford's CS231n, notes)
+# Thresholds of the advice: fraction of dead neurons, size of a step relative to the weights (0.001 is usual, see the notes
+# of Stanford's CS231n), norm of the first layer's gradient relative to that of the output layer.
+DEAD, LARGE_STEP, VANISHING = 0.25, 0.1, 1e-3
 
 
 class TrainingMonitor:
-    """Looks at `model`, which is trained with the settings `s`, by the images X (N, features) after each epoch.
+    """Measures `model`, which is trained with the settings `s`, on the images X (N, features) after each epoch.
 
-    `history` is {"epoch": [...], "dead": [...], "gradient_norm": [...], "update_ratio": [...], "nonfinite": [...]}; but for
-    the epochs, a list by layer ("hidden 1", ..., "output") of each: the share of neurons that put out the same for every
-    image, so that nothing can be learnt through them (hidden layers only); the length of the weights' gradient in the
-    epoch's last step; that step's length relative to the weights'; how many weights and gradients are not finite.
+    `history` is {"epoch": [...], "dead": [...], ...}. Except for the epoch, the entry of each epoch is a list by layer, from
+    "hidden 1" to "output":
+
+        dead            fraction of neurons whose activation is the same for all images, so that no gradient changes them
+                        (hidden layers only)
+        gradient_norm   norm of the gradient of the weights in the last step of the epoch
+        update_ratio    norm of that step's change of the weights, relative to the norm of the weights
+        nonfinite       number of weights and gradients that are not finite
     """
 
     def __init__(self, model, X, s):
@@ -26,7 +32,7 @@ class TrainingMonitor:
         self.linear = [layer for layer in model.layers if isinstance(layer, Linear)]
         self.names = [*(f"hidden {i + 1}" for i in range(len(self.linear) - 1)), "output"]
         self.history = {"epoch": [], "dead": [], "gradient_norm": [], "update_ratio": [], "nonfinite": []}
-        self.reported = []  # each complaint is made once
+        self.reported = []  # problems whose advice was given: it is given once
         self.before = None
 
     def state_dict(self):
@@ -36,60 +42,55 @@ class TrainingMonitor:
         self.history, self.reported = state["history"], state["reported"]
 
     def before_step(self):
-        """To be called before the epoch's last step."""
+        """To be called before the last step of the epoch."""
         self.before = [layer.params["W"].copy() for layer in self.linear]
 
-    def on_epoch_end(self, epoch, rate):
-        """Look at the epoch whose last step, at the learning rate `rate`, is just done: a list of lines of advice."""
-        weights, grads = ([vars(layer)[of]["W"] for layer in self.linear] for of in ("params", "grads"))
-        norms = [length(dW) for dW in grads]
-        steps = [length(W - before) / max(length(before), 1e-30) for W, before in zip(weights, self.before, strict=True)]
+    def on_epoch_end(self, epoch, lr):
+        """Measure after the last step of the epoch, which had the learning rate `lr`; return advice, a list of lines."""
+        weights, grads = ([getattr(layer, name)["W"] for layer in self.linear] for name in ("params", "grads"))
+        norms = [float(np.linalg.norm(dW)) for dW in grads]
+        steps = [float(np.linalg.norm(W - before)) / max(float(np.linalg.norm(before)), 1e-30)
+                 for W, before in zip(weights, self.before, strict=True)]  # fmt: skip
         dead = [float(np.mean(np.ptp(x, axis=0) <= 1e-6 * np.abs(x).max())) for x in activations(self.model, self.X)]
-        lost = [int(np.count_nonzero(~np.isfinite(W)) + np.count_nonzero(~np.isfinite(dW)))
-                for W, dW in zip(weights, grads, strict=True)]  # fmt: skip
-        for column, values in zip(self.history, (epoch, dead, norms, steps, lost), strict=True):
+        nonfinite = [int(np.count_nonzero(~np.isfinite(W)) + np.count_nonzero(~np.isfinite(dW)))
+                     for W, dW in zip(weights, grads, strict=True)]  # fmt: skip
+        for column, values in zip(self.history, (epoch, dead, norms, steps, nonfinite), strict=True):
             self.history[column].append(values)
 
         advice = {}
-        for name, share in zip(self.names, dead, strict=False):
-            if share >= DEAD:
-                advice[f"{name} dead"] = (f"{share:.0%} of the neurons of {name} are dead, the same for every image: "
-                                          f"{self.remedies(norm='batch', activation='leaky_relu')}")  # fmt: skip
+        for name, fraction in zip(self.names, dead, strict=False):
+            if fraction >= DEAD:
+                advice[f"{name} dead"] = (f"{fraction:.0%} of the neurons of {name} are dead, that is, the same for all "
+                                          f"images: {self.remedies(norm='batch', activation='leaky_relu')}")  # fmt: skip
         for name, step in zip(self.names, steps, strict=True):
-            if step >= LONG:
-                advice[f"{name} long"] = (f"a step changes the weights of {name} by {step:.0%} (0.1 % is usual), at "
-                                          f"learning rate {rate:g}: {large_step_advice(self.s)}")  # fmt: skip
+            if step >= LARGE_STEP:
+                advice[f"{name} step"] = (f"one step changed the weights of {name} by {step:.0%} (0.1 % is usual) at "
+                                          f"learning rate {lr:g}: {large_step_advice(self.s)}")  # fmt: skip
         if norms[0] < VANISHING * norms[-1]:
-            advice["vanishing"] = (f"the gradient vanishes on its way back, {norms[-1]:.1e} long at the output, "
-                                   f"{norms[0]:.1e} at {self.names[0]}: "
+            advice["vanishing"] = (f"vanishing gradient: its norm is {norms[-1]:.1e} at the output and {norms[0]:.1e} at "
+                                   f"{self.names[0]}: "
                                    f"{self.remedies(activation='relu', norm='batch', init='he')}")  # fmt: skip
         if np.ptp(self.model.predict_logits(self.X).argmax(axis=1)) == 0:
-            advice["one class"] = ("every image is put into the same class: nothing is learnt yet; if it stays so, try "
-                                   f"another --learning-rate than {self.s.learning_rate:g}, or --init")  # fmt: skip
+            advice["one class"] = ("the same class is predicted for all images: nothing is learned yet; if this persists, "
+                                   f"try another --learning-rate than {self.s.learning_rate:g}, or another --init")
         new = [problem for problem in advice if problem not in self.reported]
         self.reported += new
         return [f"monitor, epoch {epoch}: {advice[problem]}" for problem in new]
 
     def remedies(self, **values):
-        """Those of the settings, as flags, that are not so already."""
+        """The flags that set these values, except for settings that already have them."""
         flags = [f"--{name} {value}" for name, value in values.items() if getattr(self.s, name) != value]
         return "try " + ", ".join([*flags, "a lower --learning-rate"])
 
 
 def large_step_advice(s):
-    """What makes steps shorter: clipping does not for optimisers that divide by the gradient's size."""
+    """How to get smaller steps. Clipping does not help optimizers that divide by the size of the gradient."""
     clip = s.optimizer in ("sgd", "momentum", "nesterov") and not s.max_grad_norm
     return "lower --learning-rate" + (", or set --max-grad-norm 1" if clip else "")
 
 
-def length(x):
-    """Euclidean length of all the numbers in x, as a float."""
-    x = x.ravel()
-    return float(np.sqrt(np.vdot(x, x)))
-
-
 def activations(model, X):
-    """What each hidden layer's activation puts out for the images X, one array (N, neurons) at a time."""
+    """Yield the output (N, neurons) of each hidden layer's activation function for the images X (N, features)."""
     x = X
     for layer in model.layers:
         x = layer.forward(x)
@@ -98,24 +99,24 @@ def activations(model, X):
 
 
 def distributions(model, X, y, loss):
-    """(activations, gradients of the weights) for X (N, features), y (N,), flat samples: {"hidden 1": array, ...} each."""
+    """(activations, gradients of the weights) for X (N, features), y (N,), each {"hidden 1": flat sample, ...}."""
     outputs = [sample(x) for x in activations(model, X)]
-    model = copy.deepcopy(model)  # a pass as in training moves its running means
+    model = copy.deepcopy(model)  # since a forward pass in training mode updates running statistics
     model.backward(loss(model.forward(X, training=True), y)[1])
     gradients = [sample(dW) for _, dW in model.weights]
     names = [*(f"hidden {i + 1}" for i in range(len(outputs))), "output"]
     return dict(zip(names, outputs, strict=False)), dict(zip(names, gradients, strict=True))
 
 
-def sample(x, most=20_000):
-    """About `most` of the numbers in x, evenly spaced."""
-    return x.reshape(-1)[:: max(1, x.size // most)].astype(np.float64)
+def sample(x, size=20_000):
+    """About `size` elements of x, evenly spaced, or all of a smaller x."""
+    return x.reshape(-1)[:: max(1, x.size // size)].astype(np.float64)
 
 
 def locate_nonfinite(model, x):
-    """Where in the network numbers stop being finite for the batch x (N, features), in words."""
+    """Describe where in the network values are no longer finite, for the batch x (N, features)."""
     if not np.isfinite(x).all():
-        return "the images themselves hold values that are not finite"
+        return "the images contain values that are not finite"
     linear = [layer for layer in model.layers if isinstance(layer, Linear)]
     name, largest = "", 0.0
     for layer in model.layers:
@@ -124,9 +125,9 @@ def locate_nonfinite(model, x):
             name = "output" if number == len(linear) else f"hidden {number}"
         for value in layer.params.values():
             if not np.isfinite(value).all():
-                return f"the weights of {name} are no longer finite"
+                return f"the weights of {name} are not finite"
             largest = max(largest, float(np.abs(value).max()))
         x = layer.forward(x)
         if not np.isfinite(x).all():
-            return f"what {type(layer).__name__} of {name} puts out is no longer finite; the largest weight is {largest:.1e}"
-    return f"the logits are finite, their loss is not; the largest weight is {largest:.1e}"
+            return f"the output of {type(layer).__name__} of {name} is not finite; the largest weight is {largest:.1e}"
+    return f"the logits are finite, but the loss is not; the largest weight is {largest:.1e}"

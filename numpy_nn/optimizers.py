@@ -7,15 +7,16 @@ import math
 
 import numpy as np
 
-CHUNK = 32_768  # elements that an optimizer updates at a time: with their moments, they stay in a core's L2 cache
+CHUNK = 32_768  # elements updated at a time; with their moments they fit in a core's L2 cache
 
 
 class Optimizer:
-    """Updates `params` by `grads`, two flat vectors (P,). Its state: `state` (slots, P), the moments, and `t`, the steps done.
+    """Base class of all optimizers: `step(lr)` updates `params` by `grads`, two flat vectors (P,), in place.
 
-    A step is taken in chunks of CHUNK elements: each line of `update` is a pass over its arrays, and a pass in the cache
-    costs a fraction of one in memory. Moments of always-zero gradients, as of pixels that are always black, decay into
-    float32 subnormals (below 1e-38), about 100 times slower to compute with; they are flushed to zero.
+    Its state is `state` (slots, P), the moments, and `t`, the number of steps. `update` is called for chunks of CHUNK
+    elements: each of its lines is a pass over its arrays, and passes in the cache are much faster. Moments of always-zero
+    gradients, as of pixels that are always black, decay into float32 subnormals (below 1e-38), about 100 times slower to
+    compute with; they are flushed to zero.
     """
 
     slots = 0
@@ -31,7 +32,7 @@ class Optimizer:
             chunk = slice(start, start + CHUNK)
             p, g = self.params[chunk], self.grads[chunk]
             self.update(p, g, *self.state[:, chunk], self.scratch[: len(p)], lr)
-        if self.t % 100 == 0:  # 0.9^100 = 3e-5: from 1e-30 nothing falls below 1e-38 within 100 steps
+        if self.t % 100 == 0:  # 0.9^100 = 3e-5: what is above 1e-30 stays above 1e-38 for 100 steps
             self.state[np.abs(self.state) < 1e-30] = 0
 
 
@@ -93,8 +94,8 @@ class Adam(Optimizer):
         m = beta1 m + (1 - beta1) grad;  v = beta2 v + (1 - beta2) grad^2
         params -= lr (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps)
 
-    Here m and v are stored without their factors 1 - beta1 and 1 - beta2. These and the bias corrections go into one
-    factor of the step and one of eps: the same result in two passes fewer.
+    Here `m` and `v` are stored without their factors 1 - beta1 and 1 - beta2. These and the bias corrections are in the
+    factor of the step and in that of eps: the same result with two passes fewer.
     """
 
     slots = 2
@@ -115,16 +116,16 @@ class Adam(Optimizer):
 
 
 OPTIMIZERS = {"sgd": SGD, "momentum": Momentum, "nesterov": Nesterov, "rmsprop": RMSprop, "adam": Adam,
-              "adamw": Adam}  # the same: decoupled weight decay is the Trainer's, for every optimizer
+              "adamw": Adam}  # the same: decoupled weight decay, for all optimizers, is in Trainer.decay_weights
 
 
 def lr_at(progress, peak, schedule="linear", warmup=0.0, start=0.0):
-    """The learning rate when the fraction `progress` of the training is done, from 0 to 1; the schedule of both networks.
+    """The learning rate at `progress`, the fraction of the training that is done, from 0 to 1; for both networks.
 
-    Over the fraction `warmup` it rises linearly from start * peak to peak. Over the rest, "linear" falls to 0 (Smith and
-    Topin 2018, without their last phase; torch's OneCycleLR follows cosines by default); "cosine" falls along half a
-    cosine to 0 (Loshchilov and Hutter 2017, eq. 5); "exponential" falls to a hundredth; "step" falls to a tenth half way
-    and to a hundredth at three quarters (He et al. 2016, sec. 4.2); "constant" and "plateau" stay.
+    During the fraction `warmup` it rises linearly from start * peak to peak. Then "linear" falls linearly to 0 (Smith and
+    Topin 2018, without their last phase), "cosine" falls to 0 along half a cosine (Loshchilov and Hutter 2017, eq. 5),
+    "exponential" falls to peak / 100, "step" falls to peak / 10 at one half and to peak / 100 at three quarters (He et al.
+    2016, sec. 4.2); "constant" and "plateau" stay at peak.
     """
     if progress < warmup:
         return peak * (start + (1 - start) * progress / warmup)
@@ -143,8 +144,8 @@ def lr_at(progress, peak, schedule="linear", warmup=0.0, start=0.0):
 class ReduceLROnPlateau:
     """Divides the learning rate by 10 when the validation loss has not improved by 0.01 % for more than `patience` epochs.
 
-    As torch.optim.lr_scheduler.ReduceLROnPlateau with its defaults, except for the patience (10 there) and its `eps`,
-    which ignores changes below 1e-8.
+    As torch.optim.lr_scheduler.ReduceLROnPlateau, except for the patience, which is 10 there, and for its `eps`, by which it
+    ignores changes below 1e-8.
     """
 
     def __init__(self, patience=3):
@@ -162,7 +163,7 @@ class ReduceLROnPlateau:
 class EMA:
     """Exponential moving average of a network's parameters and buffers (Polyak and Juditsky 1992; Adam paper, sec. 7.2).
 
-    The decay of step t is min(decay, (1 + t) / (10 + t)), so that the first, poor weights are soon forgotten.
+    The decay at step t is min(decay, (1 + t) / (10 + t)), so that the initial weights are soon forgotten.
     """
 
     def __init__(self, model, decay):
@@ -181,6 +182,6 @@ class EMA:
                 mean[chunk] += change
 
     def swap(self):
-        """Exchange the network's parameters and buffers with their averages; a second call undoes it."""
+        """Exchange the network's parameters and buffers with their averages; a second call restores them."""
         for mean, value in ((self.params, self.model.params), (self.buffers, self.model.buffers)):
             mean[:], value[:] = value.copy(), mean.copy()
