@@ -7,6 +7,7 @@ A table is the text between a line `<!-- table: NAME -->` and a line `<!-- end -
 """
 
 import argparse
+import functools
 import importlib
 import importlib.util
 import json
@@ -251,15 +252,19 @@ def reference_mlps(results):
 
 
 def reference_cnns(results):
-    import cnn_feature_extraction as cnn  # PyTorch, for the number of parameters
+    rows = [[what, f"{cnn_parameters(flags):,}", f"`python cnn_feature_extraction.py {flags}`"]
+            for what, flags in REFERENCE_CNNS]  # fmt: skip
+    return table(["network", "parameters", "command"], rows)
+
+
+@functools.cache
+def cnn_parameters(flags):
+    """Number of parameters of the CNN that cnn_feature_extraction.py trains with these flags."""
+    import cnn_feature_extraction as cnn  # with PyTorch
     import data
     from torch_cnn import backbone
 
-    rows = []
-    for what, flags in REFERENCE_CNNS:
-        model = backbone.build(settings.parse(cnn, data, runs, argv=shlex.split(flags)))
-        rows.append([what, f"{model.num_parameters:,}", f"`python cnn_feature_extraction.py {flags}`"])
-    return table(["network", "parameters", "command"], rows)
+    return backbone.build(settings.parse(cnn, data, runs, argv=shlex.split(flags))).num_parameters
 
 
 # ---- results/studies/heads/README.md

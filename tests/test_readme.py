@@ -113,7 +113,8 @@ def test_a_stranger_understands_the_words(name):
 def digits_run(tmp_path_factory):
     """The folder of a small run of the main job and its metrics."""
     folder = tmp_path_factory.mktemp("readme") / "run"
-    flags = ["--dataset", "digits", "--quick", "--epochs", "1", "--output-dir", str(folder)]
+    flags = ["--dataset", "digits", "--quick", "--epochs", "1", "--channels", "8", "16", "--pool-after", "1", "2",
+             "--output-dir", str(folder)]  # fmt: skip
     return folder, hybrid_train.run(settings.parse(*MODULES["hybrid_train"], argv=flags))
 
 
