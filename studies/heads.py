@@ -51,7 +51,8 @@ COMPARISONS = (
 
 def predict(logits_of, features):
     """{split: (predicted, true) classes}; logits_of(X) gives the logits (N, classes) of features X (N, F)."""
-    return {split: (np.asarray(logits_of(features[f"X_{split}"])).argmax(axis=1), features[f"y_{split}"]) for split in SPLITS}
+    logits = {split: np.asarray(logits_of(features[f"X_{split}"])) for split in SPLITS}
+    return {split: (logits[split].argmax(axis=1), features[f"y_{split}"]) for split in SPLITS}
 
 
 def augmented_mlp(model, images, features, mean, std, s):
@@ -217,8 +218,8 @@ def check_settings(s):
     for seed in range(s.seed, s.seed + s.seeds):
         path = Path(s.backbones, f"seed_{seed}", "settings.json")
         if not all(path.with_name(name).is_file() for name in ("backbone.safetensors", "head.safetensors", "metrics.json")):
-            raise settings.SettingError(f"--backbones {s.backbones}: no finished run in {path.parent}; make them with python "
-                                        f"hybrid_train.py --seed {s.seed} --seeds {s.seeds}")  # fmt: skip
+            raise settings.SettingError(f"--backbones {s.backbones}: no finished run in {path.parent}; make them with "
+                                        f"python hybrid_train.py --seed {s.seed} --seeds {s.seeds}")  # fmt: skip
         try:
             saved = runs.training_settings(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, AttributeError) as error:

@@ -8,71 +8,72 @@ import pytest
 import torch
 from conftest import one_line
 
-from torch_cnn import backbone
 import cnn_feature_extraction as cnn
 import data
-from studies import heads as study
 import hybrid_train
-from support import runs
-from support import settings
+from studies import heads as study
+from studies.statistics import holm, mcnemar, paired_t
+from support import files, runs, settings
+from torch_cnn import backbone
+from torch_cnn.features import SPLITS, extract_features_numpy
 
 
 def test_mcnemar_by_hand():
-    right = np.array([True] * 20 + [True] + [False] * 9 + [False] * 5)
-    right_too = np.array([True] * 20 + [False] + [True] * 9 + [False] * 5)
-    first, second, p = study.mcnemar(right, right_too)
+    correct = np.array([True] * 20 + [True] + [False] * 9 + [False] * 5)
+    correct_other = np.array([True] * 20 + [False] + [True] * 9 + [False] * 5)
+    first, second, p = mcnemar(correct, correct_other)
     assert (first, second) == (1, 9)
     assert p == pytest.approx(2 * (1 + 10) / 2**10)  # both tails of ten fair coins: 0 or 1 heads, 9 or 10
-    assert study.mcnemar(right, right) == (0, 0, 1.0)
+    assert mcnemar(correct, correct) == (0, 0, 1.0)
 
 
 def test_holm_by_hand():
-    assert study.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert study.holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
 
 
-OTHERS = (study.OWN, study.LOGISTIC, study.NEAREST, study.FRESH, study.JOINT, study.HALF_OWN, study.SEEN, study.UNSEEN,
-          study.LINEAR)  # fmt: skip
+OTHERS = (study.CNN_LINEAR, study.LOGREG, study.KNN, study.MLP_AUGMENTED, study.MLP_JOINT, study.CNN_LINEAR_HALF, study.MLP_SAME_HALF, study.MLP_OTHER_HALF,
+          study.LOGREG_OTHER_HALF)  # fmt: skip
 
 
-def outcomes(*more_right):
-    """Of 1,000 images the MLP alone has so many right in each seed, and the CNN, linear classifier alone 100."""
-    every, y = {}, np.zeros(1_000, int)
-    for seed, n in enumerate(more_right):
-        own, mlp = np.ones(1_000, int), np.ones(1_000, int)
-        own[:800] = mlp[:700] = 0
+def outcomes(*num_correct):
+    """Of 1,000 images only the MLP has so and so many correct in each seed, and only the CNN's linear classifier 100."""
+    results, y = {}, np.zeros(1_000, int)
+    for seed, n in enumerate(num_correct):
+        linear, mlp = np.ones(1_000, int), np.ones(1_000, int)
+        linear[:800] = mlp[:700] = 0
         mlp[800 : 800 + n] = 0
-        every[seed] = {name: {"test": np.stack([own, y])} for name in OTHERS} | {study.MLP: {"test": np.stack([mlp, y])}}
-    return every
+        results[seed] = {name: {"test": (linear, y)} for name in OTHERS} | {study.MLP: {"test": (mlp, y)}}
+    return results
 
 
-@pytest.mark.parametrize(("more_right", "said", "counts", "words"), [
-    ((190, 190, 190), "+9.00 +- 0.00 points, p = 0 (paired t over the", "better in 3, worse in 0 of 3", "better"),
-    ((30, 40, 35), "-6.50 +- 0.50 points", "better in 0, worse in 3 of 3", "worse"),
-    ((130, 95, 105), "+1.00 +- 1.80 points", "better in 0, worse in 0 of 3", "no difference shown"),
-    ((190, 190, 30), "+3.67 +- 9.24 points", "better in 2, worse in 1 of 3", "no difference shown"),
+@pytest.mark.parametrize(("num_correct", "word", "numbers", "counts"), [
+    ((190, 190, 190), "better", "+9.00 +- 0.00 points, p = 0 (paired t test over 3 seeds, Holm)", "better in 3, worse in 0"),
+    ((30, 40, 35), "worse", "-6.50 +- 0.50 points", "better in 0, worse in 3"),
+    ((130, 95, 105), "not distinguishable", "+1.00 +- 1.80 points", "better in 0, worse in 0"),
+    ((190, 190, 30), "not distinguishable", "+3.67 +- 9.24 points", "better in 2, worse in 1"),
     # t = 7.23 with 2 degrees of freedom, whose tails hold 0.0186, times nine; 136 against 100 has p = 0.02, times 27
-    ((130, 122, 136), "+2.93 +- 0.70 points, p = 0.167 ", "better in 0, worse in 0 of 3", "no difference shown"),
+    ((130, 122, 136), "not distinguishable", "+2.93 +- 0.70 points, p = 0.167 ", "better in 0, worse in 0"),
 ])  # fmt: skip
-def test_verdicts(more_right, said, counts, words):
-    heads, tests, verdicts = study.summary(outcomes(*more_right))
+def test_verdicts(num_correct, word, numbers, counts):
+    heads, tests, verdicts = study.summary(outcomes(*num_correct))
     assert len(tests) == 9
-    for number, other in ((0, study.OWN), (1, study.LOGISTIC)):  # whose outcomes are the same
-        assert verdicts[number].startswith(f"NumPy MLP, against {other}: {said}")
-        assert verdicts[number].endswith(f"; {counts} seeds (McNemar, Holm): {words}")
-    assert all("no difference shown" in verdict for verdict in verdicts[2:])
-    assert [(test["head"], test["against"]) for test in tests] == list(study.COMPARED)
-    assert [one["only_head_right"] for one in tests[0]["by_seed"]] == list(more_right)
-    assert heads[study.MLP]["by_seed"]["test_accuracy"] == pytest.approx([0.7 + n / 1_000 for n in more_right])
-    assert heads[study.MLP]["test_accuracy"] == pytest.approx(0.7 + np.mean(more_right) / 1_000)
-    assert heads[study.MLP]["test_accuracy_std"] == pytest.approx(np.std(more_right, ddof=1) / 1_000)
+    for number, other in ((0, study.CNN_LINEAR), (1, study.LOGREG)):  # whose outcomes are the same
+        assert verdicts[number].startswith(f"NumPy MLP vs {other}: {word}; {numbers}")
+        assert verdicts[number].endswith(f"McNemar's test: {counts} seeds")
+    assert all(": not distinguishable;" in verdict for verdict in verdicts[2:])
+    assert [(test["head"], test["against"]) for test in tests] == list(study.COMPARISONS)
+    assert [row["only_head_correct"] for row in tests[0]["by_seed"]] == list(num_correct)
+    assert heads[study.MLP]["by_seed"]["test_accuracy"] == pytest.approx([0.7 + n / 1_000 for n in num_correct])
+    assert heads[study.MLP]["test_accuracy"] == pytest.approx(0.7 + np.mean(num_correct) / 1_000)
+    assert heads[study.MLP]["test_accuracy_std"] == pytest.approx(np.std(num_correct, ddof=1) / 1_000)
 
 
 def test_the_t_test_by_hand():
     # mean 2, deviation 1, n 4: t = 4 with 3 degrees of freedom, whose two tails hold 0.0280
     points = 2 + np.array([1.0, -1.0, 1.0, -1.0]) / np.sqrt(4 / 3)
-    assert study.over_the_seeds(points) == pytest.approx(0.0280, abs=1e-4)
-    assert (study.over_the_seeds([0, 0]), study.over_the_seeds([3, 3])) == (1, 0)
+    assert paired_t(points) == pytest.approx(0.0280, abs=1e-4)
+    assert (paired_t([0, 0]), paired_t([3, 3])) == (1, 0)
 
 
 def small(digits, tmp_path, **options):
@@ -91,20 +92,20 @@ def test_the_heads_of_the_half_learn_from_the_images_that_their_names_say(digits
 
         return called
 
-    rows = lambda features: features["index_train"].tolist()  # noqa: E731
+    rows = lambda features: features["indices_train"].tolist()  # noqa: E731
     monkeypatch.setattr(cnn, "train", spy("cnn", train, lambda images: images.train.indices.tolist()))
     monkeypatch.setattr(hybrid_train, "train_head", spy("mlp", train_head, rows))
     monkeypatch.setattr(study, "logistic_regression", spy("logistic", logistic, rows))
-    found, _ = study.on_half_of_them(digits, tmp_path / "half", s)
-    (of_cnn,), (of_seen, of_unseen), (of_linear,) = seen["cnn"], seen["mlp"], seen["logistic"]
-    assert of_cnn == of_seen
-    assert of_unseen == of_linear
-    assert sorted(of_seen + of_unseen) == digits.train.indices.tolist()
-    assert abs(len(of_seen) - len(of_unseen)) <= 1
+    results, _ = study.heads_on_halves(digits, tmp_path / "half", s)
+    (cnn_rows,), (same, other), (logreg_rows,) = seen["cnn"], seen["mlp"], seen["logistic"]
+    assert cnn_rows == same
+    assert other == logreg_rows
+    assert sorted(same + other) == digits.train.indices.tolist()
+    assert abs(len(same) - len(other)) <= 1
     labels = dict(zip(digits.train.indices.tolist(), digits.train.y.tolist(), strict=True))
-    for head, of in ((study.HALF_OWN, of_cnn), (study.SEEN, of_seen), (study.UNSEEN, of_unseen), (study.LINEAR, of_linear)):
-        assert found[head]["train"][1].tolist() == [labels[row] for row in of]
-        assert np.array_equal(found[head]["test"][1], digits.test.y)
+    for head, rows_of_head in ((study.CNN_LINEAR_HALF, cnn_rows), (study.MLP_SAME_HALF, same), (study.MLP_OTHER_HALF, other), (study.LOGREG_OTHER_HALF, logreg_rows)):
+        assert results[head]["train"][1].tolist() == [labels[row] for row in rows_of_head]
+        assert np.array_equal(results[head]["test"][1], digits.test.y)
 
 
 def test_the_fresh_images_are_augmented_anew(digits, tmp_path, monkeypatch):
@@ -112,8 +113,8 @@ def test_the_fresh_images_are_augmented_anew(digits, tmp_path, monkeypatch):
     original = cnn.augment
     monkeypatch.setattr(cnn, "augment", lambda *arguments: batches.append(original(*arguments)) or batches[-1])
     model = backbone.build(s, mean=0.3, std=0.4, generator=torch.Generator().manual_seed(0))
-    features = {f"X_{part}": cnn.extract_features_numpy(model, getattr(digits, part).X).numpy() for part in study.PARTS}
-    study.fresh_mlp(model, digits, features, 0.0, 1.0, s)
+    features = {f"X_{split}": extract_features_numpy(model, getattr(digits, split).X).numpy() for split in SPLITS}
+    study.augmented_mlp(model, digits, features, 0.0, 1.0, s)
     assert sum(map(len, batches)) == len(digits.train.y)
     plain = {image.tobytes() for image in digits.train.X}
     same = sum(image.numpy().tobytes() in plain for batch in batches for image in batch[:, 0])
@@ -122,49 +123,74 @@ def test_the_fresh_images_are_augmented_anew(digits, tmp_path, monkeypatch):
 
 def test_the_script(run_script, tmp_path):
     flags = ("--dataset", "digits", "--quick", "--channels", 8, 16, "--pool-after", 1, 2, "--learning-rate", 0.2)
-    done = run_script("hybrid_study", *flags, "--output-dir", "out")
+    done = run_script("experiments", "heads", *flags, "--output-dir", "out")
     assert (done.returncode, done.stderr) == (0, "")
     metrics = json.loads((tmp_path / "out/metrics.json").read_text())
     assert metrics["seeds"] == [0, 1]
     heads = metrics["heads"]
     assert len(heads) == 10
-    assert set(metrics["chosen"]["0"]) == {study.LOGISTIC, study.NEAREST, study.LINEAR}
+    assert set(metrics["chosen"]["0"]) == {study.LOGREG, study.KNN, study.LOGREG_OTHER_HALF}
     for name, head in heads.items():
         assert head["test_accuracy"] > 0.7, name
         assert f"{head['test_accuracy']:.2%}" in done.stdout
-    for kind, name in (("frozen", study.MLP), ("joint", study.JOINT)):
+    for kind, name in (("frozen", study.MLP), ("joint", study.MLP_JOINT)):
         for number, seed in enumerate(metrics["seeds"]):
-            alone = json.loads((tmp_path / f"out/{kind}/seed_{seed}/metrics.json").read_text())
-            for part in ("val", "test"):
-                assert heads[name]["by_seed"][f"{part}_accuracy"][number] == pytest.approx(alone[f"{part}_accuracy"])
-    assert (tmp_path / "out/study.png").stat().st_size > 10_000
+            single = json.loads((tmp_path / f"out/{kind}/seed_{seed}/metrics.json").read_text())
+            for split in ("val", "test"):
+                assert heads[name]["by_seed"][f"{split}_accuracy"][number] == pytest.approx(single[f"{split}_accuracy"])
+    for name in ("study.png", "label_errors.png"):
+        assert (tmp_path / "out" / name).stat().st_size > 10_000
     assert (tmp_path / "out/verdicts.txt").read_text().splitlines() == metrics["verdicts"]
     assert all(verdict in done.stdout for verdict in metrics["verdicts"])
 
     with pytest.raises(settings.SettingError, match="folder of the backbones"):
         study.check_settings(small(None, tmp_path / "out", backbones=str(tmp_path / "out")))
-    with pytest.raises(settings.SettingError, match="give it --backbones"):
+    with pytest.raises(settings.SettingError, match="use --backbones FOLDER"):
         study.check_settings(small(None, tmp_path / "other", backbone=str(tmp_path / "out/frozen/seed_0/backbone.safetensors")))
-    with pytest.raises(settings.SettingError, match="no finished run in nowhere/seed_0; make them by"):
+    with pytest.raises(settings.SettingError, match="no finished run in nowhere/seed_0; make them with"):
         study.check_settings(small(None, tmp_path, backbones="nowhere"))
     with pytest.raises(settings.SettingError, match=r"no finished run in .*joint/seed_0"):
         study.check_settings(small(None, tmp_path, backbones=str(tmp_path / "out/joint")))
     with pytest.raises(settings.SettingError, match="not for the study"):
         study.check_settings(small(None, tmp_path, training="joint"))
-    done = run_script("hybrid_study", *flags, "--backbones", "out/frozen", "--epochs", 3)
+    done = run_script("experiments", "heads", *flags, "--backbones", "out/frozen", "--epochs", 3)
     assert "made with other settings: epochs" in one_line(done, 2)
 
     (tmp_path / "out/metrics.json").unlink()  # as if it had been stopped while it trained the heads of the second seed
     (tmp_path / "out/predictions_1.npz").unlink()
-    done = run_script("hybrid_study", "--resume", "out")
+    done = run_script("experiments", "heads", "--resume", "out")
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads((tmp_path / "out/metrics.json").read_text())["heads"] == heads
 
     saved = tmp_path / "out/frozen/seed_0/settings.json"
     for text, said in (("{", "cannot be read"), ('{"training": "joint"}', "made with other settings: training")):
         saved.write_text(text)
-        assert said in one_line(run_script("hybrid_study", *flags, "--backbones", "out/frozen"), 2)
+        assert said in one_line(run_script("experiments", "heads", *flags, "--backbones", "out/frozen"), 2)
     shutil.copy(tmp_path / "out/predictions_0.npz", tmp_path)
     digits = data.load("digits", split_seed=5)
-    with pytest.raises(files.RunError, match="is of other data than"):
-        study.of_seed(digits, tmp_path, small(None, tmp_path))
+    with pytest.raises(files.FileError, match="was made from other data than"):
+        study.results_of_seed(digits, tmp_path, small(None, tmp_path))
+
+
+def test_cross_validated_probabilities_come_from_the_cnn_of_the_other_half(digits, tmp_path, monkeypatch):
+    """Each image is judged by the CNN that was not trained on it; the planted CNNs know only which rows those were."""
+    s, trained_on = small(digits, tmp_path), []
+    monkeypatch.setattr(study, "half_backbone", lambda images, rows, folder, s: trained_on.append(rows) or rows)
+
+    def logits(rows, X):
+        judged = {image.tobytes() for image in X}
+        assert not judged & {digits.train.X[row].tobytes() for row in rows}
+        return np.eye(len(X), 10, dtype=np.float32)
+
+    monkeypatch.setattr(study, "predict_logits", logits)
+    probabilities = study.cross_validated_probabilities(digits, tmp_path, s)
+    assert probabilities.shape == (len(digits.train.y), 10)
+    assert np.allclose(probabilities.sum(axis=1), 1)
+    assert sorted(np.concatenate(trained_on)) == list(range(len(digits.train.y)))
+
+
+def test_experiments_lists_the_studies_and_names_them_after_a_typo(run_script):
+    listed = run_script("experiments")
+    assert (listed.returncode, listed.stderr) == (0, "")
+    assert "heads" in listed.stdout
+    assert "no such study; choose from heads" in one_line(run_script("experiments", "head"), 2)
