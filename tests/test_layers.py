@@ -1,4 +1,4 @@
-"""Properties that hold for any network and any batch (hypothesis draws them), beside check_gradients.py's fixed ones."""
+"""Properties of any network and any batch, drawn by hypothesis; check_gradients.py has the fixed cases."""
 
 import copy
 import pickle
@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import data
-from numpy_nn import layers
 import mlp_from_scratch as mlp
+from numpy_nn import layers
 from support import settings
 
 drawing.register_profile("here", deadline=None, derandomize=True, max_examples=60)  # the same examples on every machine
@@ -30,34 +30,33 @@ def test_the_gradient_of_any_network_in_any_direction(hidden, n, features, class
     X, y = rng.standard_normal((n, features)), rng.integers(0, classes, n)
     start, direction, h = model.params.copy(), rng.standard_normal(len(model.params)), 1e-6
 
-    def along(t):
+    def loss_at(t):
         model.params[:] = start + t * direction
         return layers.LOSSES[loss][0](model.forward(X, training=True), y, 0.1)
 
-    local_grad = (along(h)[0] - along(-h)[0]) / (2 * h)
-    model.backward(along(0)[1])
-    assert model.grads @ direction == pytest.approx(local_grad, rel=1e-4, abs=1e-7)
+    derivative = (loss_at(h)[0] - loss_at(-h)[0]) / (2 * h)
+    model.backward(loss_at(0)[1])
+    assert model.grads @ direction == pytest.approx(derivative, rel=1e-4, abs=1e-7)
 
 
 @given(st.integers(1, 40), st.integers(1, 50), st.sampled_from(["none", "layer"]), st.integers(0, 9999))
-def test_pieces_of_any_size_give_the_same_logits(n, batch_size, norm, seed):
+def test_batches_of_any_size_give_the_same_logits(n, batch_size, norm, seed):
     rng = np.random.default_rng(seed)
     model = mlp.MLP((5, 4, 3), rng, norm=norm, dtype=np.float64)
     X = rng.standard_normal((n, 5))
-    whole = model.forward(X).copy()
-    assert np.allclose(model.predict_logits(X, batch_size), whole, rtol=1e-12, atol=1e-14)
+    assert np.allclose(model.predict_logits(X, batch_size), model.forward(X), rtol=1e-12, atol=1e-14)
 
 
 @given(st.integers(1, 30), st.integers(1, 40), st.sampled_from(["none", "batch", "layer"]))
-def test_any_batch_size_trains_on_every_image_once_an_epoch(n, batch_size, norm):
+def test_any_batch_size_trains_on_each_image_once_per_epoch(n, batch_size, norm):
     s = settings.load(mlp, hidden=(4,), norm=norm, batch_size=max(batch_size, 2), epochs=2)  # a last batch of 1 remains
     rng = np.random.default_rng(0)
     X, y = rng.random((n, 6), dtype=np.float32), np.arange(n) % 3
     rows = []
-    training = mlp.Trainer(*mlp.build(6, 3, s), s, n)
-    training.run(X, y, X, y, rows.append)
-    assert training.optimizer.t == 2 * -(-n // s.batch_size)
-    assert np.isfinite(training.model.params).all()
+    trainer = mlp.Trainer(*mlp.build(6, 3, s), s, n)
+    trainer.fit(X, y, X, y, rows.append)
+    assert trainer.optimizer.t == 2 * -(-n // s.batch_size)
+    assert np.isfinite(trainer.model.params).all()
     assert np.isfinite([row["train_loss"] for row in rows]).all()
 
 
@@ -65,7 +64,7 @@ def test_any_batch_size_trains_on_every_image_once_an_epoch(n, batch_size, norm)
        st.sampled_from(sorted(layers.LOSSES)), st.sampled_from([0.0, 0.1]), st.data())  # fmt: skip
 def test_extreme_logits(logits, loss, smoothing, data):
     y = np.array(data.draw(st.lists(st.integers(0, logits.shape[1] - 1), min_size=len(logits), max_size=len(logits))))
-    kept = logits.copy()
+    before = logits.copy()
     function, probabilities = layers.LOSSES[loss]
     with np.errstate(over="raise", divide="raise", invalid="raise"):
         value, dlogits = function(logits, y, smoothing)
@@ -75,18 +74,18 @@ def test_extreme_logits(logits, loss, smoothing, data):
     assert np.isfinite(dlogits).all()
     assert np.abs(dlogits).max() <= 1 / len(y) + 1e-6  # a probability minus a target
     assert ((p >= 0) & (p <= 1)).all()
-    assert np.array_equal(logits, kept)
+    assert np.array_equal(logits, before)
     if loss == "softmax":
         assert np.allclose(p.sum(axis=1), 1, atol=1e-5)
         assert np.allclose(dlogits.sum(axis=1), 0, atol=1e-5)
 
 
-@given(st.sampled_from(["none", "standard", "pixel"]), st.sampled_from(["none", *layers.NORMS]), st.floats(0, 1, width=32))
-def test_constant_pixels(how, norm, value):
+@given(st.sampled_from(["none", "global", "per_pixel"]), st.sampled_from(["none", *layers.NORMS]), st.floats(0, 1, width=32))
+def test_constant_pixels(normalize, norm, value):
     X = np.random.default_rng(0).random((20, 3, 3), dtype=np.float32)
     X[:, 0] = value  # a row of pixels that is the same in all images
-    mean, std = data.normalization_stats(X, how)
-    rows = mlp.standardize(X, mean, std)
+    mean, std = data.normalization_stats(X, normalize)
+    rows = data.standardize(X, mean, std)
     assert np.isfinite(rows).all()
     s = settings.load(mlp, hidden=(4,), norm=norm, batch_size=8, epochs=2)
     with np.errstate(all="raise", under="ignore"):
@@ -100,38 +99,39 @@ def test_a_class_missing_from_the_data(missing, loss):
     rng = np.random.default_rng(missing)
     y = rng.choice([label for label in range(5) if label != missing], 60)
     X = rng.random((60, 6), dtype=np.float32)
-    s = settings.load(mlp, hidden=(8,), loss=loss, batch_size=20, epochs=60, learning_rate=0.03, average=0.0)
+    s = settings.load(mlp, hidden=(8,), loss=loss, batch_size=20, epochs=60, learning_rate=0.03, ema_decay=0.0)
     model, _ = mlp.train(X, y, X, y, 5, s, lambda row: None)
     assert layers.LOSSES[loss][1](model.predict_logits(X)).mean(axis=0).argmin() == missing
     assert np.isfinite(model.params).all()
 
 
-@pytest.mark.parametrize("make", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
-def test_a_copy_of_a_network_goes_on_learning(make):
+@pytest.mark.parametrize("make", [copy.deepcopy, lambda trainer: pickle.loads(pickle.dumps(trainer))])
+def test_a_copy_of_a_trainer_continues_as_the_original(make):
     rng = np.random.default_rng(0)
     X, y = rng.random((40, 6), dtype=np.float32), np.arange(40) % 3
-    s = settings.load(mlp, hidden=(4,), epochs=2, batch_size=8)
-    training = mlp.Trainer(*mlp.build(6, 3, s), s, 40)
-    training.run(X, y, X, y, lambda row: None)
-    again = make(training)
-    for one in (training, again):
-        one.s.epochs = 4
-        one.rates = [0.01] * 4 * one.steps
-        one.run(X, y, X, y, lambda row: None)
-    assert again.model.params is not training.model.params
-    assert np.array_equal(again.model.params, training.model.params)
-    assert np.array_equal(again.model.predict_logits(X), training.model.predict_logits(X))
-    assert all(np.shares_memory(view, again.model.params) for name, view in again.model.views.items() if "W" in name)
+    s = settings.load(mlp, hidden=(4,), epochs=2, batch_size=8, norm="batch", schedule="constant", warmup=0.0)
+    trainer = mlp.Trainer(*mlp.build(6, 3, s), s, 40)
+    trainer.fit(X, y, X, y)
+    twin = make(trainer)
+    before = trainer.model.params.copy()
+    for continued in (trainer, twin):
+        continued.s.epochs = 4
+        continued.fit(X, y, X, y)
+    assert not np.array_equal(trainer.model.params, before)
+    assert twin.model.params is not trainer.model.params
+    assert np.array_equal(twin.model.params, trainer.model.params)
+    assert np.array_equal(twin.model.predict_logits(X), trainer.model.predict_logits(X))
+    assert all(np.shares_memory(view, twin.model.params) for name, view in twin.model.views.items() if "W" in name)
 
 
 @pytest.mark.parametrize(("X", "y", "said"), [
     (np.zeros((5, 3), np.float32), np.zeros(4, int), "X has 5 rows and y has 4"),
-    (np.zeros((0, 3), np.float32), np.zeros(0, int), "one at least"),
-    (np.array([[0, 1], [np.nan, 1], [0, np.inf]], np.float32), np.zeros(3, int), "in 2 of 3 rows, the first of them 1"),
+    (np.zeros((0, 3), np.float32), np.zeros(0, int), "at least one"),
+    (np.array([[0, 1], [np.nan, 1], [0, np.inf]], np.float32), np.zeros(3, int), "in 2 of 3 rows; the first is row 1"),
     (np.zeros((4, 3), np.float32), np.array([0, 1, 2, 3]), "whole numbers from 0 to 2"),
     (np.zeros((4, 3), np.float32), np.array([0, 1, -1, 2]), "whole numbers from 0 to 2"),
     (np.zeros((4, 3), np.float32), np.zeros(4), "whole numbers from 0 to 2"),
-    (np.zeros((4, 3), np.float32), np.zeros((4, 1), int), "in a single dimension"),
+    (np.zeros((4, 3), np.float32), np.zeros((4, 1), int), "one-dimensional"),
 ])  # fmt: skip
 def test_data_that_cannot_be_trained_on(X, y, said):
     s = settings.load(mlp, hidden=(4,), epochs=1, batch_size=2)
@@ -142,31 +142,31 @@ def test_data_that_cannot_be_trained_on(X, y, said):
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
-def test_images_of_another_type_are_taken_in_the_networks_own(dtype):
+def test_images_of_another_dtype_are_converted_to_that_of_the_network(dtype):
     model = mlp.MLP((5, 4, 3), np.random.default_rng(0), norm="batch", dtype=dtype)
     X = np.arange(30).reshape(6, 5)
     for training in (True, False):
         expected = model.forward(X.astype(dtype), training).copy()
         for other in (np.float64, np.float32, np.uint8):
-            found = model.forward(X.astype(other), training)
-            assert found.dtype == dtype
-            assert np.allclose(found, expected, rtol=1e-6)
+            logits = model.forward(X.astype(other), training)
+            assert logits.dtype == dtype
+            assert np.allclose(logits, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("options", [{"norm": norm, "activation": activation} for norm in ("none", *layers.NORMS)
                                      for activation in layers.ACTIVATIONS])  # fmt: skip
-def test_several_threads_may_use_one_network(options):
+def test_a_network_is_thread_safe_in_eval_mode(options):
     rng = np.random.default_rng(0)
     model = mlp.MLP((50, 40, 30, 10), rng, **options)
     model.forward(rng.standard_normal((64, 50), dtype=np.float32), training=True)
     X = rng.standard_normal((4000, 50), dtype=np.float32)
-    alone = model.predict_logits(X, 100)
+    expected = model.predict_logits(X, 100)
     with ThreadPoolExecutor(4) as pool:
-        found = np.concatenate(list(pool.map(lambda i: model.predict_logits(X[i : i + 100]), range(0, len(X), 100))))
-    assert np.allclose(found, alone, rtol=1e-4, atol=1e-5)
+        logits = np.concatenate(list(pool.map(lambda i: model.predict_logits(X[i : i + 100]), range(0, len(X), 100))))
+    assert np.allclose(logits, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_pickle_holds_no_images():
+def test_a_pickle_contains_no_images():
     rng = np.random.default_rng(0)
     X = rng.random((500, 20), dtype=np.float32)
     model = mlp.MLP((20, 4, 3), rng, norm="batch")
