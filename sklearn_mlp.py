@@ -130,10 +130,10 @@ class ScratchMLPClassifier(ClassifierMixin, BaseEstimator):
         """Make an untrained network for X (N, features); return the seed."""
         if len(classes) < 2:
             raise ValueError(f"Classifier can't train when only one class is present: {classes}")
+        known, hidden = settings.constants(mlp), self.hidden_layer_sizes
         options = {SETTING_OF.get(name, name): value for name, value in self.get_params().items()}
-        options = {name: value for name, value in options.items() if name.upper() in settings.constants(mlp)}
-        options["hidden"] = (self.hidden_layer_sizes,) if isinstance(self.hidden_layer_sizes, numbers.Integral) \
-            else tuple(self.hidden_layer_sizes)
+        options = {name: value for name, value in options.items() if name.upper() in known}
+        options["hidden"] = (hidden,) if isinstance(hidden, numbers.Integral) else tuple(hidden)
         options["activation"] = "sigmoid" if self.activation == "logistic" else self.activation
         options["batch_size"] = min(200, len(X)) if self.batch_size == "auto" else self.batch_size
         options["init"] = "xavier"  # as MLPClassifier
@@ -185,7 +185,8 @@ class ScratchMLPClassifier(ClassifierMixin, BaseEstimator):
 
 
 def with_parameter_names(error):
-    """The message of an error with this class's parameters in place of the flags: max_iter for --epochs."""
+    """The message of an error with the estimator's parameters in place of the flags: max_iter for --epochs."""
+
     def parameter(match):
         name = match.group(1).replace("-", "_")
         return PARAMETER_OF.get(name, name)
