@@ -81,9 +81,9 @@ def succeeded(process):
     return process.stdout
 
 
-def kill_after(name, arguments, folder, awaited, lines):
-    """Run a script in `folder` and kill it once the file `awaited` has more than that many lines."""
-    process = subprocess.Popen(command(name, *arguments), cwd=folder, env=environment(), stdout=subprocess.DEVNULL)
+def kill_after(arguments, folder, awaited, lines):
+    """Run a command in `folder` and kill it once the file `awaited` has more than that many lines."""
+    process = subprocess.Popen(arguments, cwd=folder, env=environment(), stdout=subprocess.DEVNULL)
     while process.poll() is None and not (awaited.exists() and len(awaited.read_text().splitlines()) > lines):
         time.sleep(0.01)
     process.kill()

@@ -122,14 +122,15 @@ def test_several_seeds(run_script, tmp_path):
     assert read_metrics(folder)["by_seed"]["test_loss"] == metrics["by_seed"]["test_loss"]
 
 
-def test_killed_and_resumed_it_ends_as_if_never_interrupted(run_script, tmp_path):
+def test_killed_and_resumed_it_ends_as_if_never_interrupted(run_script, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")  # two threads on a busy machine take many times as long
     flags = (*DIGITS, "--epochs", 40, "--batch-size", 32, "--norm", "batch", "--dropout", 0.2, "--ema-decay", 0.9,
              "--schedule", "plateau", "--patience", 35, "--shift", 1, "--normalize", "per_pixel")  # fmt: skip
     succeeded(run_script("mlp_from_scratch", *flags, "--output-dir", "complete"))
     for rows in (0, 1, 8):  # killed three times: before the end of the first epoch, in the second, and later
         arguments = ("--resume", "killed") if rows else (*flags, "--output-dir", "killed")
-        kill_after("mlp_from_scratch", arguments, tmp_path,
-                   tmp_path / "killed" / ("history.csv" if rows else "settings.json"), rows)  # fmt: skip
+        awaited = tmp_path / "killed" / ("history.csv" if rows else "settings.json")
+        kill_after(command("mlp_from_scratch", *arguments), tmp_path, awaited, rows)
         assert not (tmp_path / "killed/metrics.json").exists()
     succeeded(run_script("mlp_from_scratch", "--resume", "killed"))
     for name in ("weights.safetensors", "checkpoint.safetensors"):
