@@ -1,4 +1,4 @@
-"""A run's folder: whole files, nothing lost, nothing mixed, and what its metrics hold."""
+"""A run's folder: nothing lost, nothing mixed, and what its metrics contain."""
 
 import csv
 import gc
@@ -11,22 +11,12 @@ import pytest
 import torch
 
 import plots
-from support import runs
+from support import files, runs
 
-ROW = dict(zip(runs.COLUMNS, (1, 0.5, 0.8, 0.6, 0.7, 1e-3, 2.0), strict=True))
-
-
-def test_a_file_that_fails_half_way_leaves_the_old_one(tmp_path):
-    path = tmp_path / "file"
-    path.write_text("old")
-    with pytest.raises(IsADirectoryError), files.atomic_write(path) as part:
-        part.write_text("ne")
-        tmp_path.read_text()
-    assert path.read_text() == "old"
-    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+ROW = dict(zip(runs.COLUMNS, (1, 0.5, 0.8, 0.55, 0.75, 0.6, 0.7, 1e-3, 2.0), strict=True))
 
 
-def test_an_earlier_run_is_moved_aside_whole(tmp_path):
+def test_an_earlier_run_is_moved_aside_complete(tmp_path):
     folder = tmp_path / "run"
     for epochs in (1, 2):
         with runs.Run("test", SimpleNamespace(output_dir=str(folder), epochs=epochs)) as run:
@@ -38,16 +28,16 @@ def test_an_earlier_run_is_moved_aside_whole(tmp_path):
     assert (earlier / "only_in_1.txt").exists()
 
 
-def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
+def test_a_folder_that_cannot_be_created_is_one_line(tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(files.RunError, match="choose another --output-dir"):
+    with pytest.raises(files.FileError, match="choose another --output-dir"):
         runs.Run("test", SimpleNamespace(output_dir=str(tmp_path / "file")))
 
 
-def test_the_folder_that_one_is_in_is_not_moved_aside(tmp_path, monkeypatch):
+def test_the_current_folder_is_not_moved_aside(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for folder in (".", "..", str(tmp_path)):
-        with pytest.raises(files.RunError, match="name one of its own"):
+        with pytest.raises(files.FileError, match="is the current folder or above it; name a new folder"):
             runs.Run("test", SimpleNamespace(output_dir=folder))
 
 
@@ -55,7 +45,7 @@ def test_the_folder_that_one_is_in_is_not_moved_aside(tmp_path, monkeypatch):
     (runs.Diverged("the loss"), 1, "the loss"), (OSError(28, "No space left on device"), 1, "No space left"),
     (MemoryError(), 1, "not enough memory"), (torch.cuda.OutOfMemoryError("CUDA out of memory"), 1, "CUDA out of memory"),
     (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you\ntried"), 1, "can't allocate memory"),
-    (KeyboardInterrupt(": kept in x"), 130, "interrupted: kept in x"),
+    (KeyboardInterrupt(": saved in x"), 130, "interrupted: saved in x"),
 ])  # fmt: skip
 def test_a_mistake_is_one_line_and_an_exit_code(mistake, code, said, capsys):
     def main():
@@ -68,7 +58,7 @@ def test_a_mistake_is_one_line_and_an_exit_code(mistake, code, said, capsys):
     assert said in line
 
 
-def test_a_bug_keeps_its_traceback():
+def test_a_bug_has_its_traceback():
     with pytest.raises(ZeroDivisionError):
         runs.cli(lambda: 1 / 0)
 
@@ -81,7 +71,8 @@ def test_history_and_metrics(tmp_path, capsys):
     with (tmp_path / "history.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["1", "2"]
-    assert list(rows[0]) == ["epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "learning_rate", "seconds"]
+    assert list(rows[0]) == ["epoch", "train_loss", "train_accuracy", "train_eval_loss", "train_eval_accuracy", "val_loss",
+                             "val_accuracy", "learning_rate", "seconds"]  # fmt: skip
     assert float(rows[1]["val_accuracy"]) == 0.7
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["settings"] == {"output_dir": str(tmp_path), "epochs": 2}
@@ -92,36 +83,35 @@ def test_history_and_metrics(tmp_path, capsys):
     assert "digits" in lines[-2]
 
 
-def test_what_only_looks_half_written_stays_and_what_a_killed_run_left_goes(tmp_path):
-    own = tmp_path / ".1.notes.txt"
-    own.write_text("of the user")
+def test_half_written_files_are_removed_only_on_resume(tmp_path):
+    notes = tmp_path / ".1.notes.txt"
+    notes.write_text("the user's")
     runs.Run("test", SimpleNamespace(output_dir=str(tmp_path)))
-    assert own.exists()
+    assert notes.exists()
     runs.Run("test", SimpleNamespace(output_dir=str(tmp_path), resume=str(tmp_path)))
-    assert not own.exists()
+    assert not notes.exists()
 
 
-def test_the_seconds_of_a_run_that_was_taken_up(tmp_path):
+def test_the_seconds_of_a_resumed_run(tmp_path):
     runs.Run("test", SimpleNamespace(output_dir=str(tmp_path)))
-    found = []
+    seconds = []
     for history in (None, {column: [value, value] for column, value in ROW.items()}):
         run = runs.Run("test", SimpleNamespace(output_dir=str(tmp_path), resume=str(tmp_path)))
         if history:
-            run.go_on(history)
-        found.append(run.finish({"model": (0.7, 0.6)}, dataset="digits").get("seconds"))
-    assert found[0] is None  # nobody knows
-    assert found[1] == pytest.approx(2 * ROW["seconds"], abs=1)
+            run.resume(history)
+        seconds.append(run.finish({"model": (0.7, 0.6)}, dataset="digits").get("seconds"))
+    assert seconds[0] is None  # unknown
+    assert seconds[1] == pytest.approx(2 * ROW["seconds"], abs=1)
 
 
-def test_seeds_of_which_one_cannot_tell_its_seconds(tmp_path):
-    """As where one was stopped and taken up, and only some have a history of seconds."""
+def test_a_result_that_a_seed_lacks_is_left_out(tmp_path):
+    """As where a seed was interrupted and its seconds are unknown."""
     s = SimpleNamespace(seed=3, seeds=3, output_dir=str(tmp_path / "out"), resume="", epochs=1)
 
     def run(s):
         with runs.Run("test", s) as run:
-            seconds = {} if s.seed == 4 else {"took": 1.5}
-            found = {"val_accuracy": 0.7, "test_accuracy": s.seed / 10} | seconds
-            return run.finish({"model": (0.7, 0.6)}, dataset="digits", **found)
+            results = {"val_accuracy": 0.7, "test_accuracy": s.seed / 10} | ({} if s.seed == 4 else {"took": 1.5})
+            return run.finish({"model": (0.7, 0.6)}, dataset="digits", **results)
 
     metrics = runs.run_seeds("test", run, s)
     assert metrics["by_seed"]["test_accuracy"] == [0.3, 0.4, 0.5]
@@ -130,10 +120,10 @@ def test_seeds_of_which_one_cannot_tell_its_seconds(tmp_path):
     assert json.loads((tmp_path / "out/metrics.json").read_text())["seeds"] == [3, 4, 5]
 
 
-def test_a_new_run_lets_go_of_what_the_last_ones_figures_held(tmp_path):
+def test_a_new_run_releases_what_the_last_ones_figures_held(tmp_path):
     def job():
         features = np.zeros(5)
-        with runs.Run("test", SimpleNamespace(output_dir=str(tmp_path / "one"))) as run:
+        with runs.Run("test", SimpleNamespace(output_dir=str(tmp_path / "first"))) as run:
             p = np.random.default_rng(0).dirichlet(np.ones(3), 50)
             run.save({"reliability.png": plots.reliability(p.argmax(axis=1), p, "title")})
         return weakref.ref(features)
@@ -141,13 +131,13 @@ def test_a_new_run_lets_go_of_what_the_last_ones_figures_held(tmp_path):
     gc.disable()  # else it may come at any time, or too late
     try:
         held = job()
-        runs.Run("test", SimpleNamespace(output_dir=str(tmp_path / "two")))
+        runs.Run("test", SimpleNamespace(output_dir=str(tmp_path / "second")))
         assert held() is None
     finally:
         gc.enable()
 
 
-def test_seeds_that_were_taken_up_tell_the_command_that_they_began_with(tmp_path, monkeypatch):
+def test_resumed_seeds_record_the_first_command(tmp_path, monkeypatch):
     def run(s):
         if s.seed == 1 and not s.resume:
             raise KeyboardInterrupt
@@ -164,24 +154,3 @@ def test_seeds_that_were_taken_up_tell_the_command_that_they_began_with(tmp_path
     metrics = runs.run_seeds("test", run, SimpleNamespace(**vars(s) | {"resume": out}))
     assert metrics["command"] == "python test.py --seeds 3"
     assert metrics["by_seed"]["test_accuracy"] == [0.0, 0.1, 0.2]
-
-
-def test_weights_come_back_as_they_were(tmp_path):
-    tensors = {"W": np.arange(6, dtype=np.float32).reshape(2, 3), "n": np.array([7])}
-    files.save_weights(tmp_path / "w.safetensors", tensors, {"model": "x", "sizes": [1, 2]})
-    found, metadata = files.load_weights(tmp_path / "w.safetensors")
-    assert about == {"model": "x", "sizes": [1, 2]}
-    assert all(np.array_equal(found[name], value) for name, value in tensors.items())
-
-
-def test_damaged_and_foreign_weights_are_refused(tmp_path):
-    path = tmp_path / "w.safetensors"
-    with pytest.raises(files.RunError, match="no such file"):
-        files.load_weights(path)
-    files.save_weights(path, {"W": np.ones(100)}, {})
-    path.write_bytes(path.read_bytes()[:-50])
-    with pytest.raises(files.RunError, match="damaged"):
-        files.load_weights(path)
-    path.write_text("hello")
-    with pytest.raises(files.RunError, match="damaged"):
-        files.load_weights(path)
