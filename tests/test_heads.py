@@ -32,12 +32,14 @@ def test_holm_by_hand():
     assert holm([0.5, 0.9]) == [1.0, 1.0]
 
 
-OTHERS = (study.CNN_LINEAR, study.LOGREG, study.KNN, study.MLP_AUGMENTED, study.MLP_JOINT, study.CNN_LINEAR_HALF, study.MLP_SAME_HALF, study.MLP_OTHER_HALF,
-          study.LOGREG_OTHER_HALF)  # fmt: skip
+OTHERS = (
+    study.CNN_LINEAR, study.LOGREG, study.KNN, study.MLP_AUGMENTED, study.MLP_JOINT, study.CNN_LINEAR_HALF,
+    study.MLP_SAME_HALF, study.MLP_OTHER_HALF, study.LOGREG_OTHER_HALF,
+)  # fmt: skip
 
 
 def outcomes(*num_correct):
-    """Of 1,000 images only the MLP has so and so many correct in each seed, and only the CNN's linear classifier 100."""
+    """Of 1,000 images, only the MLP classifies num_correct correctly in each seed, only the linear classifier 100."""
     results, y = {}, np.zeros(1_000, int)
     for seed, n in enumerate(num_correct):
         linear, mlp = np.ones(1_000, int), np.ones(1_000, int)
@@ -103,7 +105,9 @@ def test_the_heads_of_the_half_learn_from_the_images_that_their_names_say(digits
     assert sorted(same + other) == digits.train.indices.tolist()
     assert abs(len(same) - len(other)) <= 1
     labels = dict(zip(digits.train.indices.tolist(), digits.train.y.tolist(), strict=True))
-    for head, rows_of_head in ((study.CNN_LINEAR_HALF, cnn_rows), (study.MLP_SAME_HALF, same), (study.MLP_OTHER_HALF, other), (study.LOGREG_OTHER_HALF, logreg_rows)):
+    trained_on = {study.CNN_LINEAR_HALF: cnn_rows, study.MLP_SAME_HALF: same, study.MLP_OTHER_HALF: other,
+                  study.LOGREG_OTHER_HALF: logreg_rows}  # fmt: skip
+    for head, rows_of_head in trained_on.items():
         assert results[head]["train"][1].tolist() == [labels[row] for row in rows_of_head]
         assert np.array_equal(results[head]["test"][1], digits.test.y)
 
@@ -114,6 +118,7 @@ def test_the_fresh_images_are_augmented_anew(digits, tmp_path, monkeypatch):
     monkeypatch.setattr(cnn, "augment", lambda *arguments: batches.append(original(*arguments)) or batches[-1])
     model = backbone.build(s, mean=0.3, std=0.4, generator=torch.Generator().manual_seed(0))
     features = {f"X_{split}": extract_features_numpy(model, getattr(digits, split).X).numpy() for split in SPLITS}
+    features["y_train"] = digits.train.y
     study.augmented_mlp(model, digits, features, 0.0, 1.0, s)
     assert sum(map(len, batches)) == len(digits.train.y)
     plain = {image.tobytes() for image in digits.train.X}
@@ -145,8 +150,9 @@ def test_the_script(run_script, tmp_path):
 
     with pytest.raises(settings.SettingError, match="folder of the backbones"):
         study.check_settings(small(None, tmp_path / "out", backbones=str(tmp_path / "out")))
+    frozen = tmp_path / "out/frozen/seed_0"
     with pytest.raises(settings.SettingError, match="use --backbones FOLDER"):
-        study.check_settings(small(None, tmp_path / "other", backbone=str(tmp_path / "out/frozen/seed_0/backbone.safetensors")))
+        study.check_settings(small(None, tmp_path / "other", backbone=str(frozen / "backbone.safetensors")))
     with pytest.raises(settings.SettingError, match="no finished run in nowhere/seed_0; make them with"):
         study.check_settings(small(None, tmp_path, backbones="nowhere"))
     with pytest.raises(settings.SettingError, match=r"no finished run in .*joint/seed_0"):
