@@ -13,7 +13,9 @@ import textwrap
 import numpy as np
 
 TRAIN, VAL, RIGHT, WRONG, GREY = "#1f77b4", "#d1603d", "#2e7d4f", "#c03028", "#666666"
-DPI = 110
+DPI = 160
+MODEL_COLORS = {"NumPy MLP": "#E69F00", "CNN": "#117733", "CNN features + NumPy MLP": "#AA4499",
+                "CNN + NumPy MLP, trained jointly": "#332288", "other": "#666666"}
 
 
 def figure(title, width, height, **grid):
@@ -400,75 +402,4 @@ def classifier_comparison(found, title):
     axes[0, 0].set_yticks(range(len(found)), [textwrap.fill(name, 34) for name in found])
     axes[0, 0].invert_yaxis()
     axes[0, 0].margins(y=0.1)
-    return fig
-
-
-def mlp_speed(found, names):
-    """What benchmark.py mlp found: time per epoch as ratios, by peer, batch size and widths. names: {side: in words}."""
-    title = f"NumPy MLP {found['network']}: time per epoch, ours / theirs"
-    fig, axes = figure(title, 13, 4.2, ncols=3, width_ratios=(5, 4, 3))
-    ax, sides = axes[0, 0], list(found["ratios"])
-    values, goals = (np.array([found[key][side] for side in sides]) for key in ("ratios", "targets"))
-    ax.barh(range(len(sides)), values, color=[RIGHT if met else VAL for met in values <= goals])
-    for place, (value, goal) in enumerate(zip(values, goals, strict=True)):
-        ax.text(max(value, goal) + 0.04, place, f"{value:.2f}", va="center", fontsize=9)
-    ax.vlines(goals, np.arange(len(sides)) - 0.4, np.arange(len(sides)) + 0.4, color="black", linestyle="--", label="target")
-    ax.axvline(1, color=GREY, linewidth=0.8)
-    ax.set_yticks(range(len(sides)), [textwrap.fill(names[side], 20) for side in sides])
-    ax.set(xlabel=f"batch {found['batch_size']}: below 1, ours is faster", xlim=(0, 1.15 * max(*values, *goals)))
-    ax.invert_yaxis()
-    ax.legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1))
-    for ax, what in zip(axes[0, 1:], ("batch_size", "hidden"), strict=True):
-        rows = found["tables"][what]
-        for side, colour in (("torch_fused", TRAIN), ("matmul_only", VAL)):
-            values = [row[f"against_{side}"] for row in rows.values()]
-            ax.plot(range(len(rows)), values, "o-", color=colour, label=names[side])
-        labels = [name.removeprefix("batch ").removeprefix("784-").removesuffix("-10") for name in rows]
-        ax.set_xticks(range(len(rows)), labels)
-        ax.axhline(1, color=GREY, linewidth=0.8)
-        ax.set(xlabel={"batch_size": "batch size", "hidden": "hidden layers"}[what], ylim=(0, None), ylabel="ours / theirs")
-        ax.margins(x=0.15)
-        ax.grid(alpha=0.25)
-    axes[0, 1].legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1))
-    return fig
-
-
-def cnn_speed(found, names):
-    """What `benchmark.py cnn` found: images/s beside the usual loop, and where the time goes."""
-    fig, axes = figure(f"CNN: speed of training with {found['threads']} threads", 10, 4.2, ncols=2)
-    ax, precision = axes[0, 0], {"ours": found["precision"], "tutorial": "float32"}
-    rates = {f"{names[name]}, {precision[name]}": found["images"] / np.median(seconds)
-             for name, seconds in found["seconds"].items()}  # fmt: skip
-    ax.barh(range(len(rates)), list(rates.values()), color=[TRAIN, GREY], height=0.5)
-    for place, rate in enumerate(rates.values()):
-        ax.annotate(f"{rate:,.0f}", (rate, place), (-4, 0), textcoords="offset points", va="center", ha="right", color="w")
-    ax.set_yticks(range(len(rates)), [textwrap.fill(name, 18) for name in rates])
-    ax.set(xlabel="training images/s")
-    ax.set_title(f"{found['network']}: {found['faster']['tutorial']:.2f} times as fast", fontsize=10)
-    ax.invert_yaxis()
-    ax, shares = axes[0, 1], found["shares"]
-    parts = {"convolutions": shares["convolutions"],
-             "normalisation, pooling, activation": shares["layers"] - shares["convolutions"],
-             "augmentation, loss, optimiser, average": shares["outside"]}  # fmt: skip
-    ax.barh(range(len(parts)), [100 * share for share in parts.values()], color=[TRAIN, VAL, GREY], height=0.5)
-    for place, share in enumerate(parts.values()):
-        ax.annotate(f"{share:.1%}", (100 * share, place), (4, 0), textcoords="offset points", va="center")
-    ax.set_yticks(range(len(parts)), [textwrap.fill(name, 18) for name in parts])
-    ax.set(xlabel="% of the training's time", xlim=(0, 100))
-    ax.set_title(f"our default {found['default_network']}, {found['precision']}", fontsize=10)
-    ax.invert_yaxis()
-    return fig
-
-
-def race(found, names):
-    """What `benchmark.py race` found: validation accuracy by time, of our defaults and of a tutorial's CNN."""
-    fig, axes = figure("our default CNN and a tutorial's: validation accuracy by time", 8, 4.2)
-    ax = axes[0, 0]
-    for (name, rows), colour in zip(found["rows"].items(), (TRAIN, GREY), strict=True):
-        seconds, accuracies = np.array(rows).T
-        ax.plot(seconds / 60, 100 * accuracies, "o-", color=colour, markersize=3, label=names[name])
-    ax.axhline(100 * found["accuracy"], color="black", linestyle="--", linewidth=0.8, label="the tutorial's best")
-    ax.set(xlabel="minutes", ylabel="validation accuracy (%)", ylim=(100 * found["accuracy"] - 4, None))
-    ax.legend(frameon=False, fontsize=8, loc="lower right")
-    ax.grid(alpha=0.25)
     return fig
