@@ -205,6 +205,7 @@ def run_seeds(script, run, s, check_settings=lambda s: None):
         if not finished:
             started = str(path) if (path / "settings.json").exists() else ""
             run(SimpleNamespace(**vars(s) | {"seed": seed, "seeds": 1, "output_dir": str(path), "resume": started}))
+            gc.collect()  # figures and networks refer to themselves; the next seed needs their memory
         runs.append(json.loads((path / "metrics.json").read_text(encoding="utf-8")))
     metrics = summarize(runs) | {"seeds": list(range(s.seed, s.seed + s.seeds)), "settings": vars(s)}
     metrics |= {"command": runs[0]["command"], **environment()}  # not the --resume by which a later seed was continued
