@@ -23,6 +23,7 @@ import data
 import hybrid_train
 import mlp_from_scratch as mlp
 import plots
+from studies import figures
 from studies.statistics import holm, mcnemar, paired_t, verdict
 from support import files, runs, settings, training
 from torch_cnn import backbone
@@ -202,6 +203,10 @@ def summary(results):
     return heads, tests, [verdict(test) for test in tests]
 
 
+def title_of(dataset, num_seeds):
+    return f"Classifiers on a CNN's features\n{dataset}, {num_seeds} seeds"
+
+
 def check_settings(s):
     """Raise settings.SettingError, before any data is read, for impossible settings or unsuitable s.backbones."""
     hybrid_train.check_settings(s)
@@ -278,14 +283,14 @@ def run(s):
             results[seed], chosen[seed] = results_of_seed(images, run.path, seed_s)
             if len(results) == 1:
                 probabilities = cross_validated_probabilities(images, run.path, seed_s)
-                title = (f"Labels that the CNN contradicts most confidently, {images.name}\n"
-                         f"CNN trained on the other half of the training images, seed {seed}")  # fmt: skip
-                figure = plots.mistakes(images.train.X, images.train.y, probabilities, images.classes, title)
+                title = f"CNN trained on the other half of the training images, {images.name}, seed {seed}"
+                figure = plots.mistakes(images.train.X, images.train.y, probabilities, images.classes, title,
+                                        "Labels that the CNN contradicts most confidently")
                 run.save({"label_errors.png": figure, "train_probabilities.npy": probabilities.astype(np.float16)})
                 continue
             heads, tests, verdicts = summary(results)
-            title = f"Heads on a CNN's features, {images.name}, {len(results)} seeds"
-            run.save({"study.png": plots.classifier_comparison(heads, title), "verdicts.txt": "\n".join(verdicts) + "\n"})
+            figure = figures.classifier_comparison(heads, COMPARISONS, title_of(images.name, len(results)))
+            run.save({"study.png": figure, "verdicts.txt": "\n".join(verdicts) + "\n"})
             table = {name: (head["val_accuracy"], head["test_accuracy"]) for name, head in heads.items()}
             metrics = run.finish(table, dataset=images.name, **images.sizes, seeds=list(results), heads=heads, tests=tests,
                                  verdicts=verdicts, chosen=chosen)  # fmt: skip

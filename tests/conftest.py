@@ -1,5 +1,6 @@
 """What several test files share: the datasets, scripts run as a user runs them, and checks of a run's folder."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -127,3 +128,27 @@ def assert_reported(folder, y):
             ece += inside.mean() * abs(correct[inside].mean() - confidence[inside].mean())
     assert metrics["test_ece"] == pytest.approx(ece, abs=0.01)
     return metrics
+
+
+def crowded_texts(figure):
+    """The texts of a matplotlib figure that are cut off by its edge, and the pairs that overlap, in alphabetical order."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.text import Text
+
+    drawn, draw = {}, Text.draw
+
+    def record(text, renderer):
+        if text.get_visible() and text.get_text().strip():
+            drawn[text] = Text.get_window_extent(text, renderer).padded(-1)
+        draw(text, renderer)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Text, "draw", record)
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+    width, height = canvas.get_width_height()
+    faults = [f"{text.get_text()}: cut off" for text, box in drawn.items()
+              if box.x0 < 0 or box.y0 < 0 or box.x1 > width or box.y1 > height]  # fmt: skip
+    level = [(text.get_text(), box) for text, box in drawn.items() if text.get_rotation() % 90 == 0]
+    pairs = itertools.combinations(level, 2)
+    return sorted(faults + [f"{first} / {second}" for (first, box), (second, other) in pairs if box.overlaps(other)])

@@ -1,20 +1,21 @@
-"""Figures of what a CNN has learnt and where it errs: filters, maps, features in a plane, saliency, doubtful labels."""
+"""Figures of a CNN: filters, activation maps, features in two dimensions, saliency, confusable classes."""
+
+import itertools
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
-import plots
+from plots import GREY, RIGHT, WRONG, figure, image_grid, mark
 from torch_cnn.backbone import ACTIVATIONS, to_channels_last
 
 
 def hires_cam(model, X, labels, min_size=7):
     """Where in the images X (N, 1, 28, 28) the network sees the classes `labels` (N,): (N, 28, 28), 0 or more.
 
-    HiResCAM (Draelos and Carin 2020, arXiv:2011.08891), at the last convolution whose maps are at least `min_size` pixels wide:
-    every pixel of its maps counts by its own gradient of the class's logit. Grad-CAM's mean of these over a map (Selvaraju
-    et al. 2017) suits networks that average their maps at the end; this one flattens them, and what speaks for a class in
-    one place may speak against it in another.
+    HiResCAM (Draelos and Carin 2020, arXiv:2011.08891): maps times gradients of the class's logit, summed over the
+    channels of the last convolution whose maps are at least `min_size` pixels wide. Grad-CAM (Selvaraju et al. 2017)
+    averages the gradients over each map, which suits networks with global average pooling; this one flattens its maps.
     """
     model.eval()
     x, maps, shown = to_channels_last((X - model.mean) / model.std), None, tuple(ACTIVATIONS.values())
@@ -29,7 +30,7 @@ def hires_cam(model, X, labels, min_size=7):
 
 @torch.no_grad()
 def activation_maps(model, X):
-    """{"convolution 1": (N, channels, side, side), ...}: what each stage puts out for the images X (N, 1, 28, 28)."""
+    """{"convolution 1": (N, channels, side, side), ...}: the output of each stage for the images X (N, 1, 28, 28)."""
     model.eval()
     x, maps, shown = to_channels_last((X - model.mean) / model.std), {}, tuple(ACTIVATIONS.values())
     for module in model.backbone:
@@ -53,27 +54,127 @@ def embed_2d(features, seed=0):
     return {name: reduced[:, :2], "t-SNE (distances between groups mean nothing)": neighbours}
 
 
+def filters(W, title):
+    """The first convolution's filters, W (filters, height, width)."""
+    rows = -(-len(W) // 16)
+    columns = -(-len(W) // rows)
+    fig, axes = figure(f"Filters of the first convolution\n{title}", min(9, 0.6 * max(columns, 12)), 0.6 * rows + 1.1)
+    limit = np.abs(W).max()
+    shown = image_grid(axes[0, 0], W, columns, cmap="RdBu_r", vmin=-limit, vmax=limit)
+    bar = fig.colorbar(shown, ax=axes, location="bottom", shrink=0.4, aspect=40, pad=0.03)
+    bar.ax.tick_params(labelsize=9)
+    bar.set_label("weight", fontsize=9)
+    return fig
+
+
+def feature_maps(X, maps, names, title, most=9):
+    """Images X (N, 28, 28) and, in a column for each stage, their strongest maps: {stage: (N, channels, side, side)}.
+
+    The strongest maps have the highest mean activation.
+    """
+    fig, axes = figure(f"Strongest activation maps of each convolution\n{title}", 9, 9 / (1 + len(maps)) * len(X) + 1.6,
+                       nrows=len(X), ncols=1 + len(maps))  # fmt: skip
+    for i, (row, image) in enumerate(zip(axes, X, strict=True)):
+        image_grid(row[0], image[None], 1, cmap="gray_r", vmin=0, vmax=1)
+        row[0].set_title(names[i], fontsize=8)
+        for ax, (stage, values) in zip(row[1:], maps.items(), strict=True):
+            strongest = np.argsort(-values[i].mean(axis=(1, 2)), kind="stable")[:most]
+            chosen = values[i, strongest]
+            highest = max(chosen.max(), 1e-12)
+            image_grid(ax, chosen, 3, cmap="viridis", vmin=0, vmax=highest)
+            size = f"{len(chosen)} of {values.shape[1]}, {values.shape[2]} x {values.shape[3]}"
+            ax.set_title(f"{stage}\n{size}\n0 to {highest:.2g}" if not i else f"0 to {highest:.2g}", fontsize=7.5)
+    fig.supxlabel("color: activation, from 0 (dark) to the highest value named above the maps", fontsize=9, color=GREY)
+    return fig
+
+
+def embeddings(points, y, classes, title):
+    """Points by class, a panel for each of {name: (N, 2)}; y (N,)."""
+    from matplotlib import colormaps
+
+    fig, axes = figure(f"Features of {len(y):,} test images in two dimensions\n{title}", 9, 5.4, ncols=len(points))
+    for ax, (name, values) in zip(axes[0], points.items(), strict=True):
+        for label, class_name in enumerate(classes):
+            ax.plot(*values[y == label].T, "o", markersize=2.5, alpha=0.6, color=colormaps["tab10"](label), label=class_name)
+        ax.set_title(name, fontsize=9)
+        ax.set(xticks=[], yticks=[])
+    options = {"frameon": False, "fontsize": 9, "markerscale": 3, "ncols": 5, "loc": "outside lower center"}
+    fig.legend(*ax.get_legend_handles_labels(), **options)
+    return fig
+
+
+def saliency(X, heat, y, predicted, classes, title):
+    """Images X (N, 28, 28) in rows of 10, and over each the evidence for the predicted class, heat (N, 28, 28) >= 0."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    rows = -(-len(X) // 10)
+    size = (9, 2.4 * rows + 1.3)
+    fig, axes = figure(f"Evidence for the predicted class (HiResCAM)\n{title}", *size, nrows=2 * rows, ncols=10)
+    fig.supxlabel("above: the image and its class;  below: the predicted class and its evidence", fontsize=9, color=GREY)
+    for ax in axes.flat:
+        ax.axis("off")
+    for i in range(len(X)):
+        upper, lower = axes[i // 10 * 2, i % 10], axes[i // 10 * 2 + 1, i % 10]
+        upper.imshow(X[i], cmap="gray_r", vmin=0, vmax=1)
+        upper.set_title(classes[y[i]], fontsize=7.5)
+        relative = heat[i] / max(heat[i].max(), 1e-12)
+        lower.imshow(X[i], cmap="gray_r", vmin=0, vmax=1)
+        lower.imshow(relative, cmap="plasma", alpha=relative, vmin=0, vmax=1)  # opaque where the evidence is strong
+        lower.set_title(f"{mark(predicted[i] == y[i])} {classes[predicted[i]]}", fontsize=7.5,
+                        color=RIGHT if predicted[i] == y[i] else WRONG)  # fmt: skip
+    scale = ScalarMappable(Normalize(0, 1), "plasma")
+    bar = fig.colorbar(scale, ax=axes, location="bottom", shrink=0.4, aspect=40, pad=0.02)
+    bar.ax.tick_params(labelsize=9)
+    bar.set_label("evidence as a fraction of the image's highest", fontsize=9)
+    return fig
+
+
+def confusable(X, y, probabilities, classes, title, most=6):
+    """The pairs of classes confused most often, with the most confident such mistakes.
+
+    X (N, 28, 28), y (N,), probabilities (N, classes).
+    """
+    predicted = probabilities.argmax(axis=1)
+    pairs = {(a, b): np.flatnonzero(((y == a) & (predicted == b)) | ((y == b) & (predicted == a)))
+             for a, b in itertools.combinations(range(len(classes)), 2)}  # fmt: skip
+    pairs = dict(sorted(pairs.items(), key=lambda item: -len(item[1]))[:most])
+    fig, axes = figure(f"Classes confused most often\n{title}", 9, 1.15 * len(pairs) + 1, nrows=len(pairs), ncols=8,
+                       width_ratios=[3] + 7 * [1])  # fmt: skip
+    wrong = max(1, np.sum(predicted != y))
+    for row, ((a, b), indices) in zip(axes, pairs.items(), strict=True):
+        for ax in row:
+            ax.axis("off")
+        first = np.sum(y[indices] == a)
+        lines = (f"{classes[a]} / {classes[b]}", f"{len(indices)} images, {len(indices) / wrong:.0%} of all mistakes",
+                 f"{classes[a]} as {classes[b]}: {first}",
+                 f"{classes[b]} as {classes[a]}: {len(indices) - first}")  # fmt: skip
+        row[0].text(0, 0.5, "\n".join(lines), va="center", fontsize=8, transform=row[0].transAxes)
+        most_confident = indices[np.argsort(-probabilities[indices].max(axis=1), kind="stable")]
+        for ax, i in zip(row[1:], most_confident, strict=False):
+            ax.imshow(X[i], cmap="gray_r", vmin=0, vmax=1)
+            ax.set_title(f"is {classes[y[i]]}", fontsize=7.5)
+    return fig
+
+
 def cnn_figures(model, images, features, test_logits, title):
-    """{file name: Figure}. features: of cnn_feature_extraction.cached_features; test_logits (N, classes), a tensor."""
-    test, train, classes, device = images.test, images.train, images.classes, model.mean.device
-    p_test, p_train = (logits.float().softmax(1).cpu().numpy() for logits in (
-        torch.from_numpy(test_logits), model.classifier(torch.from_numpy(features["X_train"]).to(device)).detach()))  # fmt: skip
-    first = [int(np.flatnonzero(test.y == label)[0]) for label in range(len(classes))]  # an image of each class
-    second = [int(np.flatnonzero(test.y == label)[1]) for label in range(len(classes))]
-    few, ten = first[:: max(1, len(classes) // 3)][:3], first + second
-    predicted = p_test.argmax(axis=1)
-    heat = hires_cam(model, torch.from_numpy(test.X[ten])[:, None].to(device), torch.from_numpy(predicted[ten]).to(device))
+    """{file name: Figure}. features: of cached_features; test_logits (N, classes), an array."""
+    test, classes, device = images.test, images.classes, model.mean.device
+    probabilities = torch.from_numpy(test_logits).float().softmax(1).cpu().numpy()
+    two_each = [int(i) for nth in (0, 1) for i in [np.flatnonzero(test.y == label)[nth] for label in range(len(classes))]]
+    wanted = [classes.index(name) for name in ("Shirt", "Sneaker", "Bag") if name in classes] or [0, 1, 2]
+    few = [two_each[label] for label in wanted]
+    predicted = probabilities.argmax(axis=1)
+    heat = hires_cam(model, torch.from_numpy(test.X[two_each])[:, None].to(device),
+                     torch.from_numpy(predicted[two_each]).to(device))  # fmt: skip
     some = np.arange(min(2_000, len(test.y)))
-    flat = embed_2d(features["X_test"][some])
-    shown = f"{title}: the features of {len(some):,} test images"
-    return {
-        "filters.png": plots.filters(model.backbone[0].weight[:, 0].detach().cpu().numpy(), f"{title}: the first filters"),
-        "feature_maps.png": plots.feature_maps(
-            test.X[few], activation_maps(model, torch.from_numpy(test.X[few])[:, None].to(device)),
-            [classes[label] for label in test.y[few]], title),
-        **({"features.png": plots.embeddings(flat, test.y[some], classes, shown)} if flat else {}),
-        "saliency.png": plots.saliency(test.X[ten], heat.cpu().numpy(), test.y[ten], predicted[ten], classes, title),
-        "confusable.png": plots.confusable(test.X, test.y, p_test, classes, f"{title}: classes taken for each other"),
-        "label_errors.png": plots.mistakes(train.X, train.y, p_train, classes,
-                                           f"{title}: training images whose label is most probably wrong"),
+    points = embed_2d(features["X_test"][some])
+    maps = activation_maps(model, torch.from_numpy(test.X[few])[:, None].to(device))
+    figures = {
+        "filters.png": filters(model.backbone[0].weight[:, 0].detach().cpu().numpy(), title),
+        "feature_maps.png": feature_maps(test.X[few], maps, [classes[label] for label in test.y[few]], title),
+        "saliency.png": saliency(test.X[two_each], heat.cpu().numpy(), test.y[two_each], predicted[two_each], classes,
+                                 title),
+        "confusable.png": confusable(test.X, test.y, probabilities, classes, title),
     }  # fmt: skip
+    return figures | ({"features.png": embeddings(points, test.y[some], classes, title)} if points else {})
