@@ -67,20 +67,20 @@ def load(dataset=None, data_dir=None, offline_fallback=None, split_seed=None, qu
     if folder.exists() and not folder.is_dir():
         raise DataError(f"--data-dir {folder}: is a file; name the folder that it is in")
     try:
-        parts = digits() if dataset == "digits" else read(locate(folder))
+        arrays = digits() if dataset == "digits" else read(locate(folder))
     except Offline as reason:
         if not offline_fallback:
             raise DataError(f"{reason}. {remedy(folder)}") from None
         print(f"NOT FASHION-MNIST: {reason}. Using scikit-learn's 8 x 8 digits instead, so that everything runs; "
               f"the numbers say nothing about Fashion-MNIST. {remedy(folder)}.", file=sys.stderr)  # fmt: skip
-        parts, name = digits(), "digits, in place of Fashion-MNIST"
+        arrays, name = digits(), "digits, in place of Fashion-MNIST"
     if dataset == "digits":
         name = "digits"
     if name != "Fashion-MNIST":
         classes = tuple("0123456789")
-    (X, y), (X_test, y_test) = parts["train"], parts["test"]
+    (X, y), (X_test, y_test) = arrays["train"], arrays["test"]
     order = content_order(X)  # Kaggle's rows are shuffled: this makes the split independent of the file format
-    train, val = (np.sort(order[part]) for part in stratified_split(y[order], len(y) // 5, split_seed))
+    train, val = (np.sort(order[indices]) for indices in stratified_split(y[order], len(y) // 5, split_seed))
     test = np.arange(len(y_test))
     if quick:
         name += " (subset)"
@@ -90,8 +90,8 @@ def load(dataset=None, data_dir=None, offline_fallback=None, split_seed=None, qu
     return Dataset(name, classes, make_split(X, y, train), make_split(X, y, val), make_split(X_test, y_test, test))
 
 
-def make_split(X, y, index):
-    return Split(np.divide(X[index], np.float32(255), dtype=np.float32), y[index].astype(np.int64), index)
+def make_split(X, y, indices):
+    return Split(np.divide(X[indices], np.float32(255), dtype=np.float32), y[indices].astype(np.int64), indices)
 
 
 def content_order(X):
