@@ -32,7 +32,7 @@ from support import files, runs, settings
 from torch_cnn import backbone
 from torch_cnn.features import classifier_logits
 
-FIGURES = {"filters.png", "feature_maps.png", "features.png", "saliency.png", "confusable.png", "label_errors.png"}
+FIGURES = {"filters.png", "feature_maps.png", "features.png", "saliency.png", "confusable.png"}
 TINY = ("--dataset", "digits", "--channels", 4, 6, "--pool-after", 1, 2, "--precision", "float32")
 
 
