@@ -294,31 +294,42 @@ def read_history(path):
     return {column: [float(row[column]) for row in rows] for column in (rows[0] if rows else ())}
 
 
+def curves_of_run(folder, metrics):
+    """{"curves.png": Figure}, of a frozen hybrid "cnn_curves.png" as well, from the history files of a run or of its seeds.
+
+    metrics: the content of the folder's metrics.json.
+    """
+    s, figures = metrics["settings"], {}
+    seeds = sorted(folder.glob("seed_*"), key=lambda path: int(path.name[5:])) or [folder]
+    for name, figure_name in (("history.csv", "curves.png"), ("cnn_history.csv", "cnn_curves.png")):
+        histories = {path.name: read_history(path / name) for path in seeds if (path / name).exists()}
+        if not histories:
+            continue
+        cnn, model = metrics["model"].split(" + ")[0], metrics["model"]
+        head = name == "history.csv" and (seeds[0] / "cnn_history.csv").exists()  # it is trained on plain features
+        network = f"NumPy MLP on the features of {cnn}" if head else cnn if name == "cnn_history.csv" else model
+        title = run_title(network, metrics["dataset"], s["seed"])
+        title = title if seeds == [folder] else title.rsplit(",", 1)[0]  # without the seed
+        augmented = bool(s["flip"] or s["shift"] or s["erase"]) and not head
+        figures[figure_name] = curves(histories, title, augmented, 0 if head else s["label_smoothing"])
+    return figures
+
+
 def redraw(folder):
     """{file name: Figure or text} from the files of a run. Raises OSError and ValueError for a folder that is no run's."""
     import data  # which is above this module: only here
 
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    s, model, dataset, figures = metrics["settings"], metrics["model"], metrics["dataset"], {}
-    augmented, smoothing = bool(s["flip"] or s["shift"] or s["erase"]), s["label_smoothing"]
-    seeds = sorted(folder.glob("seed_*"), key=lambda path: int(path.name[5:]))
-    for name, figure_name in (("history.csv", "curves.png"), ("cnn_history.csv", "cnn_curves.png")):
-        histories = {path.name: read_history(path / name) for path in seeds or [folder] if (path / name).exists()}
-        frozen_head = name == "history.csv" and ((seeds or [folder])[0] / "cnn_history.csv").exists()
-        network = f"NumPy MLP on the features of {model.split(' + ')[0]}" if frozen_head else model
-        title = run_title(network if name == "history.csv" else model.split(" + ")[0], dataset, s["seed"])
-        if histories:
-            title = title if not seeds else title.rsplit(",", 1)[0]
-            figures[figure_name] = curves(histories, title, augmented and not frozen_head, 0 if frozen_head else smoothing)
+    s, figures = metrics["settings"], curves_of_run(folder, metrics)
     path = folder / "test_probabilities.npy"
-    if not seeds and path.exists():
+    if path.exists():
         images = data.load(s["dataset"], split_seed=s["split_seed"], quick=s["quick"])
         probabilities = np.load(path, allow_pickle=False).astype(np.float64)
         X, y = images.test.X, images.test.y
         accuracy = np.mean(probabilities.argmax(axis=1) == y) if len(probabilities) == len(y) else -1
         if abs(accuracy - metrics["test_accuracy"]) > max(0.002, 4 / len(y)):  # float16 may round two classes to one value
             raise ValueError(f"test_probabilities.npy does not belong to the test split of {images.name}")
-        figures |= evaluation(X, y, probabilities, images.classes, run_title(model, dataset, s["seed"]))
+        figures |= evaluation(X, y, probabilities, images.classes, run_title(metrics["model"], images.name, s["seed"]))
     return figures
 
 

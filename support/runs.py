@@ -26,6 +26,7 @@ from types import SimpleNamespace
 import numpy as np
 from tqdm import tqdm
 
+import plots
 from support import files
 
 # ---- settings: edit here, or override on the command line (--output-dir DIR) ----
@@ -189,9 +190,9 @@ class Run:
 def run_seeds(script, run, s, check_settings=lambda s: None):
     """run(s), or with s.seeds > 1 one run for each seed from s.seed on, in FOLDER/seed_0 and so on. Return the metrics.
 
-    FOLDER/metrics.json contains the mean of every result, its standard deviation (NAME_std, with n - 1) and, under
-    "by_seed", the single values; of the peak memory, the maximum. A resumed run continues with the seed at which it was
-    interrupted. `check_settings` is called before a folder is created or renamed.
+    FOLDER/curves.png has the curves of all seeds. FOLDER/metrics.json contains the mean of every result, its standard
+    deviation (NAME_std, with n - 1) and, under "by_seed", the single values; of the peak memory, the maximum. A resumed run
+    continues with the seed at which it was interrupted. `check_settings` is called before a folder is created or renamed.
     """
     check_settings(s)
     if s.seeds == 1:
@@ -210,10 +211,13 @@ def run_seeds(script, run, s, check_settings=lambda s: None):
     metrics = summarize(runs) | {"seeds": list(range(s.seed, s.seed + s.seeds)), "settings": vars(s)}
     metrics |= {"command": runs[0]["command"], **environment()}  # not the --resume by which a later seed was continued
     files.write_text(folder / "metrics.json", json.dumps(metrics, indent=2, allow_nan=False) + "\n")
+    for name, figure in plots.curves_of_run(folder, metrics).items():
+        with files.atomic_write(folder / name) as temporary:
+            figure.savefig(temporary, format="png")
     print(f"\n{s.seeds} seeds, mean and standard deviation:")
     for name in ("val_accuracy", "test_accuracy"):
         print(f"{name:<14}{metrics[name]:8.2%} +- {100 * metrics[f'{name}_std']:.2f}")
-    print(f"\n{metrics['dataset']}; metrics.json is in\n{folder}")
+    print(f"\n{metrics['dataset']}; metrics.json and the curves are in\n{folder}")
     return metrics
 
 

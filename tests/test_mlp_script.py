@@ -103,6 +103,7 @@ def test_several_seeds(run_script, tmp_path):
     printed = succeeded(run_script("mlp_from_scratch", *flags, "--seed", 3, "--seeds", 3, "--output-dir", "out"))
     assert "3 seeds, mean and standard deviation:" in printed
     folder = tmp_path / "out"
+    assert (folder / "curves.png").stat().st_size > 10_000
     metrics, single = read_metrics(folder), [read_metrics(folder / f"seed_{seed}") for seed in (3, 4, 5)]
     values = [run["test_accuracy"] for run in single]
     assert metrics["seeds"] == [3, 4, 5] == [run["settings"]["seed"] for run in single]
