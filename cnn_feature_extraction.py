@@ -165,9 +165,9 @@ class Trainer(training.Trainer):
         loss_sum, num_correct = torch.zeros(2, device=device)
         for step, batch in enumerate(batches, epoch * self.steps_per_epoch):
             lr = lr_at(step / (s.epochs * self.steps_per_epoch), s.learning_rate, s.schedule, s.warmup, start=0.05)
-            part, loss_scale = processes.shard(batch)
-            x = to_channels_last(augment(X[part], s.flip, s.shift, augment_rng, s.erase))
-            loss, correct = self.train_step(x, y[part], lr, loss_scale)
+            shard, loss_scale = processes.shard(batch)
+            x = to_channels_last(augment(X[shard], s.flip, s.shift, augment_rng, s.erase))
+            loss, correct = self.train_step(x, y[shard], lr, loss_scale)
             loss_sum += loss * len(batch) / processes.world_size
             num_correct += correct
             on_step()
@@ -199,16 +199,17 @@ class Trainer(training.Trainer):
 
     def load_state_dict(self, tensors, metadata):
         """Continue from what `state_dict` has returned. Raises ValueError, RuntimeError or LookupError."""
-        parts = {part: {name.removeprefix(f"{part}."): torch.from_numpy(array) for name, array in tensors.items()
-                        if name.startswith(f"{part}.")} for part in ("model", "ema_model", "optimizer", "head")}  # fmt: skip
+        tensors = {prefix: {name.removeprefix(f"{prefix}."): torch.from_numpy(array)
+                            for name, array in tensors.items() if name.startswith(f"{prefix}.")}
+                   for prefix in ("model", "ema_model", "optimizer", "head")}  # fmt: skip
         if metadata["world_size"] != self.processes.world_size:
             raise ValueError(f"of a training with {metadata['world_size']} processes, not {self.processes.world_size}")
-        if metadata["steps"] and not parts["optimizer"]:
+        if metadata["steps"] and not tensors["optimizer"]:
             raise ValueError("the optimizer's state is missing")
-        self.model.load_state_dict(parts["model"])
-        self.ema_model.load_state_dict(parts["ema_model"])
+        self.model.load_state_dict(tensors["model"])
+        self.ema_model.load_state_dict(tensors["ema_model"])
         parameters, state = self.optimizer.param_groups[0]["params"], {}
-        for name, value in parts["optimizer"].items():
+        for name, value in tensors["optimizer"].items():
             number, name = name.split(".", 1)
             like = parameters[int(number)]
             if value.shape == like.shape:  # in the same memory format, so that the same instructions process it
@@ -216,7 +217,7 @@ class Trainer(training.Trainer):
             state.setdefault(int(number), {})[name] = value
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
         if self.head:
-            self.head.load_optimizer_state_dict(parts["head"])
+            self.head.load_optimizer_state_dict(tensors["head"])
         self.steps, self.history = metadata["steps"], metadata["history"]
         self.dtype = getattr(torch, metadata["precision"])
 

@@ -44,7 +44,7 @@ class Dataset:
     @property
     def sizes(self):
         """{"train_size": N, "val_size": N, "test_size": N}"""
-        return {f"{part}_size": len(getattr(self, part).y) for part in ("train", "val", "test")}
+        return {f"{split}_size": len(getattr(self, split).y) for split in ("train", "val", "test")}
 
     def fingerprint(self):
         """Hexadecimal digest of all images, labels and indices: equal only for the same data in the same split."""

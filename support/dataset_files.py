@@ -70,38 +70,39 @@ def locate(folder):
 
 
 def find(folder):
-    """{"train": (images, labels), "test": (images, labels)}, or one CSV for each part; None where nothing is there.
+    """{"train": (images, labels), "test": (images, labels)}, or one CSV file each; None where nothing is there.
 
     Gzipped or unpacked, in `folder` or in torchvision's layout below it. Raises Incomplete.
     """
-    some = None
+    incomplete = None
     for place in (folder, folder / "FashionMNIST" / "raw"):
         names = {name: next((p for p in (place / f"{name}.gz", place / name) if p.is_file()), None) for name in FILES}
         if all(names.values()):
-            return {part: (names[images], names[labels]) for part, (images, labels, _) in SPLIT_FILES.items()}
-        some = some or (any(names.values()) and (place, [f"{name}.gz" for name in FILES if not names[name]]))
-    files = {part: folder / name for part, name in CSV_FILES.items()}
-    there = {part: path for part, path in files.items() if path.is_file()}
+            return {split: (names[images], names[labels]) for split, (images, labels, _) in SPLIT_FILES.items()}
+        incomplete = incomplete or (any(names.values()) and (place, [f"{name}.gz" for name in FILES if not names[name]]))
+    files = {split: folder / name for split, name in CSV_FILES.items()}
+    there = {split: path for split, path in files.items() if path.is_file()}
     if len(there) == len(files):
-        return {part: (path,) for part, path in files.items()}
+        return {split: (path,) for split, path in files.items()}
     if there:
-        some = some or (folder, [path.name for part, path in files.items() if part not in there])
-    if some:
-        raise Incomplete(f"{some[0]} holds only a part of the dataset: {', '.join(some[1])} missing. {remedy(some[0])}")
+        incomplete = incomplete or (folder, [path.name for split, path in files.items() if split not in there])
+    if incomplete:
+        place, missing = incomplete
+        raise Incomplete(f"{place} holds only a part of the dataset: {', '.join(missing)} missing. {remedy(place)}")
     return None
 
 
 def read(files):
     """{"train": (X (N, 28, 28) uint8, y (N,) uint8), "test": ...} of the paths that `find` returned. Raises DataError."""
-    parts = {}
-    for part, (images, labels, count) in SPLIT_FILES.items():
-        paths = files[part]
+    arrays = {}
+    for split, (images, labels, count) in SPLIT_FILES.items():
+        paths = files[split]
         if len(paths) == 1:
-            parts[part] = read_csv(paths[0], part, count)
+            arrays[split] = read_csv(paths[0], split, count)
         else:
             X = read_idx(paths[0], images, (count, *IMAGE_SHAPE))
-            parts[part] = X, read_idx(paths[1], labels, (count,))
-    return parts
+            arrays[split] = X, read_idx(paths[1], labels, (count,))
+    return arrays
 
 
 def not_fashion(path, what):
@@ -116,12 +117,12 @@ def read_idx(path, name, shape):
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
     md5, size, md5_unpacked = FILES[name]
     if path.suffix == ".gz":
-        found = hashlib.md5(raw, usedforsecurity=False).hexdigest()
-        if found in DIGIT_MD5:
+        digest = hashlib.md5(raw, usedforsecurity=False).hexdigest()
+        if digest in DIGIT_MD5:
             raise not_fashion(path, "a file of digit MNIST, whose files have the same names as Fashion-MNIST's")
-        if found != md5:
+        if digest != md5:
             state = "truncated" if len(raw) < size else "damaged, or a foreign file"
-            raise not_fashion(path, f"{state}: {len(raw):,} bytes with md5 {found}, expected {size:,} bytes with md5 {md5}")
+            raise not_fashion(path, f"{state}: {len(raw):,} bytes with md5 {digest}, expected {size:,} bytes with md5 {md5}")
         raw = zlib.decompress(raw, wbits=31)  # 31: the gzip container
     header = 4 + 4 * len(shape)
     magic = bytes([0, 0, 8, len(shape)]) + b"".join(n.to_bytes(4, "big") for n in shape)  # IDX: 8 is uint8
@@ -134,8 +135,8 @@ def read_idx(path, name, shape):
     if path.suffix != ".gz":
         if len(shape) == 1:
             check_labels(array, path, "row", 1)
-            part = "train" if "train" in name else "test"
-            if array[:16].tolist() == DIGIT_LABELS[part]:
+            split = "train" if "train" in name else "test"
+            if array[:16].tolist() == DIGIT_LABELS[split]:
                 raise not_fashion(path, "the labels of digit MNIST, whose files have the same names as Fashion-MNIST's")
         if hashlib.md5(raw, usedforsecurity=False).hexdigest() != md5_unpacked:
             raise not_fashion(path, f"not Fashion-MNIST's (is it digit MNIST's?), or damaged: expected md5 {md5_unpacked}")
@@ -148,7 +149,7 @@ def check_labels(y, path, unit, first):
         raise DataError(f"{path}: {unit} {wrong[0] + first}: label {y[wrong[0]]}, expected 0 to 9")
 
 
-def read_csv(path, part, count):
+def read_csv(path, split, count):
     """Kaggle's form: a header `label,pixel1,...,pixel784`, then a row for each image. Raises DataError."""
     columns = ["label", *(f"pixel{i}" for i in range(1, 785))]
     with open(path, encoding="utf-8", errors="replace") as file:
@@ -196,13 +197,13 @@ def download(folder):
 
         socket.setdefaulttimeout(20)  # seconds; without it, a network that swallows packets would hang for minutes
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as part:
-            FashionMNIST(part, download=True)  # checks the md5 sums; interrupted, it leaves nothing behind
+        with tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as temporary:
+            FashionMNIST(temporary, download=True)  # checks the md5 sums; interrupted, it leaves nothing behind
             raw = folder / "FashionMNIST" / "raw"
             raw.mkdir(parents=True, exist_ok=True)
             for name in FILES:  # what is there already stays, right or wrong: reading it will tell
                 if not (raw / f"{name}.gz").exists():
-                    os.replace(Path(part, "FashionMNIST", "raw", f"{name}.gz"), raw / f"{name}.gz")
+                    os.replace(Path(temporary, "FashionMNIST", "raw", f"{name}.gz"), raw / f"{name}.gz")
     except (OSError, RuntimeError, ImportError, HTTPException) as error:
         if new:
             with contextlib.suppress(OSError):  # it may not be there, or another process may be using it

@@ -64,8 +64,8 @@ def test_features_without_two_dimensions_have_no_embedding():
 
 def test_confusable_pairs_are_counted_both_ways():
     y, predicted = np.array([0, 0, 1, 1, 2, 2]), np.array([1, 1, 0, 1, 0, 2])
-    found = texts(figures.confusable(np.zeros((6, 28, 28)), y, np.eye(3)[predicted], CLASSES, "title", most=2))
-    assert found == ["a / b\n3 images, 75% of all mistakes\na as b: 2\nb as a: 1",
+    shown = texts(figures.confusable(np.zeros((6, 28, 28)), y, np.eye(3)[predicted], CLASSES, "title", most=2))
+    assert shown == ["a / b\n3 images, 75% of all mistakes\na as b: 2\nb as a: 1",
                      "a / c\n1 images, 25% of all mistakes\na as c: 0\nc as a: 1"]  # fmt: skip
 
 

@@ -92,8 +92,8 @@ def test_augmentation_draws_every_flip_and_shift_and_nothing_else():
     padded = np.pad(image, 2)
     corners = [(row, column) for row in range(5) for column in range(5)]
     possible = [both[r : r + 28, c : c + 28] for both in (padded, padded[:, ::-1]) for r, c in corners]
-    found = data.augment(X, np.random.default_rng(0), flip=True, shift=2)
-    matches = np.stack([(found == candidate).all(axis=(1, 2)) for candidate in possible], axis=1)
+    augmented = data.augment(X, np.random.default_rng(0), flip=True, shift=2)
+    matches = np.stack([(augmented == candidate).all(axis=(1, 2)) for candidate in possible], axis=1)
     assert (matches.sum(axis=1) == 1).all()
     assert matches.any(axis=0).all()
     assert (image == X).all()  # what came back is a copy
@@ -102,8 +102,8 @@ def test_augmentation_draws_every_flip_and_shift_and_nothing_else():
 
 def test_random_erasing_fills_one_square_in_half_of_the_images():
     X = np.full((2000, 28, 28), 2, np.float32)
-    found = data.augment(X, np.random.default_rng(0), erase=5)
-    noise = found != 2
+    augmented = data.augment(X, np.random.default_rng(0), erase=5)
+    noise = augmented != 2
     sizes = noise.sum(axis=(1, 2))
     assert set(sizes) == {0, 25}
     assert np.mean(sizes == 25) == pytest.approx(0.5, abs=0.05)
@@ -111,7 +111,7 @@ def test_random_erasing_fills_one_square_in_half_of_the_images():
         rows, columns = np.nonzero(square)
         assert (np.ptp(rows), np.ptp(columns)) == (4, 4)
     assert noise.any(axis=0).all()  # everywhere
-    assert found.dtype == np.float32
+    assert augmented.dtype == np.float32
 
 
 def test_quick_is_a_stratified_subset_of_the_same_splits(real, real_folder):

@@ -82,6 +82,6 @@ def test_processes_share_each_batch_and_their_mean_gradient_is_the_batchs(monkey
     for rank in range(3):
         monkeypatch.setattr(devices, "init_distributed", lambda rank=rank: (rank, 3))
         shares.append(devices.Processes().shard(batch))
-    assert sorted(torch.cat([part for part, _ in shares]).tolist()) == batch.tolist()
-    mean = sum(losses[part].mean() * loss_scale for part, loss_scale in shares) / 3  # as DistributedDataParallel averages
+    assert sorted(torch.cat([shard for shard, _ in shares]).tolist()) == batch.tolist()
+    mean = sum(losses[shard].mean() * loss_scale for shard, loss_scale in shares) / 3  # as DistributedDataParallel averages
     assert mean == pytest.approx(losses.mean())

@@ -58,9 +58,9 @@ def test_architecture_has_the_shapes_of_the_network():
     metrics = tables.metrics_of(RESULTS, f"{tables.FROZEN}/seed_0")
     figure = figures.architecture(metrics)
     readable(figure)
-    found = texts(figure)
+    shown = texts(figure)
     maps = {"1 x\n28 x 28", "24 x\n28 x 28", "48 x\n14 x 14", "96 x\n7 x 7", "192 x\n3 x 3"}
-    assert maps | {"1,728", "256", "128", "10"} <= set(found)
+    assert maps | {"1,728", "256", "128", "10"} <= set(shown)
 
 
 def test_augmentation_draws_each_kind(digits):

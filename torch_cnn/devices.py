@@ -36,8 +36,8 @@ class Processes:
 
     def shard(self, batch):
         """(this process's part of a batch of indices, the factor by which its loss counts)."""
-        part = batch[self.rank :: self.world_size]
-        return part, len(part) * self.world_size / len(batch)
+        shard = batch[self.rank :: self.world_size]
+        return shard, len(shard) * self.world_size / len(batch)
 
     def sum_over_processes(self, *tensors):
         for tensor in tensors if self.world_size > 1 else ():

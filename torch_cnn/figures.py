@@ -50,8 +50,8 @@ def embed_2d(features, seed=0):
     pca = PCA(min(50, *features.shape), random_state=seed)
     reduced = pca.fit_transform(features)
     name = f"PCA, {pca.explained_variance_ratio_[:2].sum():.0%} of the variance"
-    neighbours = TSNE(perplexity=min(30, len(features) // 4), random_state=seed).fit_transform(reduced)
-    return {name: reduced[:, :2], "t-SNE (distances between groups mean nothing)": neighbours}
+    tsne = TSNE(perplexity=min(30, len(features) // 4), random_state=seed).fit_transform(reduced)
+    return {name: reduced[:, :2], "t-SNE (distances between groups mean nothing)": tsne}
 
 
 def filters(W, title):
