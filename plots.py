@@ -340,7 +340,9 @@ def main(argv=None):
         for folder in (*sorted(run.glob("seed_*")), run):
             try:
                 figures = redraw(folder)
-            except (OSError, ValueError, KeyError, SystemExit) as error:
+            except OSError as error:
+                raise SystemExit(f"plots.py: {folder}: not a finished run ({error.filename}: {error.strerror})") from None
+            except (ValueError, KeyError, SystemExit) as error:
                 raise SystemExit(f"plots.py: {folder}: not a finished run ({error})") from None
             for name, content in figures.items():
                 temporary = folder / f".{name}"

@@ -306,7 +306,8 @@ def all_figures(results, run, dataset=None, data_dir=None):
             features = file["X_test"]
         probabilities = np.load(run / "test_probabilities.npy", allow_pickle=False)
     except (OSError, ValueError, KeyError) as error:
-        raise files.FileError(f"{path}: cannot be read ({error}); give a run of hybrid_train.py") from None
+        reason = getattr(error, "strerror", None) or error
+        raise files.FileError(f"--run {run}: cannot be read ({reason}); name a run of hybrid_train.py") from None
     dots, seconds = f"{images.name}, a dot for each seed", "time of a run (seconds), on 2 cores"
     return {
         "top.png": top(results, images, features, probabilities),
