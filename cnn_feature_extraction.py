@@ -39,10 +39,14 @@ LEARNING_RATE = 0.2  # peak learning rate; try 0.003 with adam or adamw, 0.02 wi
 SEEDS = 1  # number of runs, with seeds from SEED on; metrics.json contains mean and standard deviation; in [1, 1000]
 # -- network
 KERNEL_SIZES: tuple = (3,)  # kernel size of each convolution, in pixels; a single one is for all; in [1, 27]
+PADDING: tuple = ()  # padding of each convolution, in pixels; a single one is for all; empty: the maps keep their size;
+                     # in [0, 27]
 POOL = "max"  # pooling: {max, average}
 GLOBAL_POOL = "none"  # after the last convolution: flatten all pixels of its maps, or take each map's mean: {none, average}
 NORM = "batch"  # normalization after each convolution: {none, batch}
 ACTIVATION = "relu"  # activation function of all layers: {relu, leaky_relu, tanh, gelu, sigmoid}
+BLOCK_ORDER = "pool_norm_activation"  # what follows each convolution, in this order; the default is the fastest:
+                                      # {pool_norm_activation, norm_activation_pool, activation_norm_pool}
 FC: tuple = ()  # neurons of fully connected layers before the classifier; the last one gives the features; in [1, inf)
 FC_NORM = False  # layer normalization in the fully connected layers
 INIT = "he"  # initialization of the weights, except the classifier's: {he, xavier, random}
@@ -276,8 +280,11 @@ def check_settings(s):
     if len(s.kernel_sizes) not in (1, len(s.channels)):
         raise settings.SettingError(f"--kernel-sizes: {len(s.kernel_sizes)} for {len(s.channels)} convolutions; give one "
                                     "for each, or one for all")  # fmt: skip
+    if len(s.padding) not in (0, 1, len(s.channels)):
+        raise settings.SettingError(f"--padding: {len(s.padding)} for {len(s.channels)} convolutions; give one for each, "
+                                    "one for all, or none")  # fmt: skip
     try:
-        size = feature_map_sizes(s.channels, s.pool_after)[-1]
+        size = feature_map_sizes(s.channels, s.pool_after, s.kernel_sizes, s.padding)[-1]
     except ValueError as error:
         raise settings.SettingError("--" + str(error).replace("_", "-", 1)) from None
     batch_norm, (_, world_size) = s.norm == "batch", init_distributed()

@@ -43,22 +43,23 @@ REFERENCE_MLPS = (  # (folder in results/references/, what is special, test accu
     ("mlp_128_64_tanh", "two hidden layers, tanh, L2 penalty", 85.20),
     ("mlp_300_100_sgd", "two hidden layers, sigmoid outputs, SGD", 87.48),
 )
+TWO_CONVOLUTIONS = "--channels 64 128 --padding 1 0 --pool-after 1 2 --block-order activation_norm_pool"
 REFERENCE_CNNS = (  # (what it is, flags of cnn_feature_extraction.py)
     ("five convolutions, without batch normalization",
      "--channels 32 64 128 256 512 --pool-after 1 2 5 --norm none --learning-rate 0.02"),
     ("five convolutions, batch normalization, pooling after the first four",
-     "--channels 32 64 128 256 512 --pool-after 1 2 3 4"),
+     "--channels 32 64 128 256 512 --pool-after 1 2 3 4 --block-order norm_activation_pool"),
     ("five convolutions, dropout; a fully connected layer gives the features",
      "--channels 32 64 128 256 512 --pool-after 1 2 5 --norm none --dropout 0.2 --fc 128 --learning-rate 0.02"),
     ("two convolutions, one fully connected layer",
      "--channels 32 64 --pool-after 1 2 --kernel-sizes 5 --norm none --fc 128 --fc-dropout 0.4 --optimizer adam "
      "--learning-rate 0.001 --weight-decay 0"),
-    ("two convolutions", "--channels 64 128 --pool-after 1 2 --optimizer adamw --learning-rate 0.0003 --schedule constant"),
+    ("two convolutions", f"{TWO_CONVOLUTIONS} --optimizer adamw --learning-rate 0.0003 --schedule constant"),
     ("two convolutions, two fully connected layers with layer normalization",
-     "--channels 64 128 --pool-after 1 2 --fc 1024 1024 --fc-norm --optimizer adamw --learning-rate 0.0003 "
+     f"{TWO_CONVOLUTIONS} --fc 1024 1024 --fc-norm --optimizer adamw --learning-rate 0.0003 "
      "--schedule constant"),
     ("the same, with dropout",
-     "--channels 64 128 --pool-after 1 2 --fc 1024 1024 --fc-norm --dropout 0.1 --fc-dropout 0.1 --optimizer adamw "
+     f"{TWO_CONVOLUTIONS} --fc 1024 1024 --fc-norm --dropout 0.1 --fc-dropout 0.1 --optimizer adamw "
      "--learning-rate 0.0003 --schedule constant"),
 )  # fmt: skip
 # ----

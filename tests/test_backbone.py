@@ -64,13 +64,47 @@ def test_parameters_and_multiply_adds_of_published_networks():
     # two convolutions, one fully connected layer, dropout
     parameters = 9 * 32 + 32 + 9 * 32 * 64 + 64 + 64 * 49 * 128 + 128 + 1290
     assert size(32, 64, pool_after=(1, 2), norm="none", fc=(128,), fc_dropout=0.4)[0] == parameters
-    # two convolutions with batch norm; then with two fully connected layers of 1024 with layer norm; then with dropout
-    convolutions = 9 * 64 + 9 * 64 * 128 + 2 * (64 + 128)
-    assert size(64, 128, pool_after=(1, 2))[0] == convolutions + 128 * 49 * 10 + 10
-    parameters = convolutions + 128 * 49 * 1024 + 1024 + 1024 * 1024 + 1024 + 4 * 1024 + 1024 * 10 + 10
-    assert size(64, 128, pool_after=(1, 2), fc=(1024, 1024), fc_norm=True)[0] == parameters
-    options = {"fc": (1024, 1024), "fc_norm": True, "dropout": 0.1, "fc_dropout": 0.1}
-    assert size(64, 128, pool_after=(1, 2), **options)[0] == parameters
+    # two convolutions, the second without padding, activation before batch norm; with two fully connected layers; dropout
+    options = {"pool_after": (1, 2), "padding": (1, 0), "block_order": "activation_norm_pool"}
+    convolutions = 9 * 64 + 9 * 64 * 128 + 3 * (64 + 128)
+    assert size(64, 128, **options)[0] == convolutions + 128 * 36 * 10 + 10 == 120_970
+    parameters = convolutions + 128 * 36 * 1024 + 1024 + 1024 * 1024 + 1024 + 4 * 1024 + 1024 * 10 + 10
+    options |= {"fc": (1024, 1024), "fc_norm": True}
+    assert size(64, 128, **options)[0] == parameters == 5_858_442
+    assert size(64, 128, dropout=0.1, fc_dropout=0.1, **options)[0] == parameters
+
+
+@pytest.mark.parametrize(("order", "expected"), [
+    ("pool_norm_activation", "Conv2d MaxPool2d BatchNorm2d ReLU Dropout Flatten Linear LayerNorm ReLU"),
+    ("norm_activation_pool", "Conv2d BatchNorm2d ReLU MaxPool2d Dropout Flatten Linear LayerNorm ReLU"),
+    ("activation_norm_pool", "Conv2d ReLU BatchNorm2d MaxPool2d Dropout Flatten Linear ReLU LayerNorm"),
+])  # fmt: skip
+def test_the_order_of_a_block(order, expected):
+    options = {"channels": (3,), "pool_after": (1,), "block_order": order, "dropout": 0.1, "fc": (5,), "fc_norm": True}
+    model = backbone.build(settings.load(cnn, **options))
+    assert [type(module).__name__ for module in model.backbone] == expected.split()
+    assert (model.backbone[0].bias is not None) == (order == "activation_norm_pool")
+
+
+def test_padding():
+    assert backbone.feature_map_sizes((2, 2), (1,), (3,), (1, 0)) == [14, 12]
+    assert backbone.feature_map_sizes((2, 2), (), (5, 3), (0,)) == [24, 22]
+    s = settings.load(cnn, channels=(2, 2), pool_after=(1,), padding=(1, 0))
+    cnn.check_settings(s)
+    assert backbone.build(s).features(torch.zeros(1, 1, 28, 28)).shape == (1, 2 * 12 * 12)
+    for options, message in (({"padding": (1, 0, 0)}, "3 for 2 convolutions"),
+                             ({"padding": (0,), "kernel_sizes": (27,)}, "convolution 2 has a kernel of 27")):  # fmt: skip
+        with pytest.raises(settings.SettingError, match=f"^--padding.*{message}"):
+            cnn.check_settings(settings.load(cnn, channels=(2, 2), pool_after=(1,), **options))
+
+
+def test_a_file_from_before_a_setting_existed_is_restored(digits, tmp_path):
+    s = settings.load(cnn, data, runs, channels=(4, 6), pool_after=(1, 2))
+    del s.padding, s.block_order
+    model = small()
+    backbone.save(tmp_path / "old.safetensors", model, digits, s)
+    X = torch.rand(3, 1, 28, 28)
+    assert torch.equal(extract_features(backbone.restore(tmp_path / "old.safetensors")[0], X), extract_features(model, X))
 
 
 def test_the_settings_make_the_layers_they_name():

@@ -16,42 +16,44 @@ INITS = {  # (weight, standard deviation for random, generator): He et al. 2015,
     "xavier": lambda weight, scale, generator: nn.init.xavier_normal_(weight, generator=generator),
     "random": lambda weight, scale, generator: nn.init.normal_(weight, std=scale, generator=generator),
 }
-ARCHITECTURE_KEYS = ("channels", "kernel_sizes", "pool_after", "pool", "global_pool", "norm", "activation", "dropout", "fc",
-                     "fc_norm", "fc_dropout", "init", "init_scale")  # the settings that define the network  # fmt: skip
+# The settings that define the network
+ARCHITECTURE_KEYS = ("channels", "kernel_sizes", "padding", "pool_after", "pool", "global_pool", "norm", "activation",
+                     "block_order", "dropout", "fc", "fc_norm", "fc_dropout", "init", "init_scale")  # fmt: skip
 
 
 class CNN(nn.Module):
     """Convolutions, each with optional pooling, batch normalization, activation and dropout, then fully connected layers.
 
-    Pooling comes before normalization and activation, which then process a quarter of the pixels. Input: (N, 1, 28, 28)
-    in [0, 1]; `mean` and `std` of the training pixels are part of the model. The keywords are the settings of
-    cnn_feature_extraction.py. `features` is the input of the last linear layer, the classifier: the flattened feature
+    By default, pooling comes before normalization and activation, which then process a quarter of the pixels. Input:
+    (N, 1, 28, 28) in [0, 1]; `mean` and `std` of the training pixels are part of the model. The keywords are the settings
+    of cnn_feature_extraction.py. `features` is the input of the last linear layer, the classifier: the flattened feature
     maps (or their means, with global_pool "average"), or the output of the last layer of `fc`.
     """
 
     def __init__(self, channels, pool_after, norm="batch", classes=10, mean=0.0, std=1.0, generator=None, *,
-                 kernel_sizes=(3,), pool="max", global_pool="none", activation="relu", dropout=0.0, fc=(), fc_norm=False,
-                 fc_dropout=0.0, init="he", init_scale=0.05):  # fmt: skip
+                 kernel_sizes=(3,), padding=(), pool="max", global_pool="none", activation="relu",
+                 block_order="pool_norm_activation", dropout=0.0, fc=(), fc_norm=False, fc_dropout=0.0, init="he",
+                 init_scale=0.05):  # fmt: skip
         super().__init__()
         self.name = f"CNN {'-'.join(map(str, (*channels, *fc)))}"
         self.compute = {}  # {"device": ..., "precision": ...} of its training
         self.register_buffer("mean", torch.tensor(mean))
         self.register_buffer("std", torch.tensor(std))
-        kernels = kernel_sizes * len(channels) if len(kernel_sizes) == 1 else kernel_sizes
-        sizes = feature_map_sizes(channels, pool_after)
+        kernels, paddings = (for_each(values, channels) for values in (kernel_sizes, padding or (None,)))
+        sizes = feature_map_sizes(channels, pool_after, kernel_sizes, padding)
+        activation_first = block_order.startswith("activation")
+        bias = norm == "none" or activation_first  # batch normalization right after a convolution would cancel it
         layers, n_in = [], 1
-        for number, (n_out, kernel) in enumerate(zip(channels, kernels, strict=True), 1):
-            layers.append(convolution(n_in, n_out, kernel, bias=norm == "none"))
+        for number, (n_out, kernel, pad) in enumerate(zip(channels, kernels, paddings, strict=True), 1):
+            layers.append(convolution(n_in, n_out, kernel, bias, pad))
             INITS[init](layers[-1].weight, init_scale, generator)
-            if norm == "none":
+            if bias:
                 nn.init.zeros_(layers[-1].bias)
-            if number in pool_after:
-                layers.append(POOLS[pool](2))
-            if norm == "batch":
-                layers.append(nn.BatchNorm2d(n_out))
-            layers.append(ACTIVATIONS[activation]())
-            if dropout:
-                layers.append(nn.Dropout(dropout))
+            block = {"pool": [POOLS[pool](2)] if number in pool_after else [],
+                     "norm": [nn.BatchNorm2d(n_out)] if norm == "batch" else [],
+                     "activation": [ACTIVATIONS[activation]()]}  # fmt: skip
+            layers += [layer for name in block_order.split("_") for layer in block[name]]
+            layers += [nn.Dropout(dropout)] if dropout else []
             n_in = n_out
         layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten()] if global_pool == "average" else [nn.Flatten()]
         n_in *= 1 if global_pool == "average" else sizes[-1] ** 2
@@ -59,8 +61,8 @@ class CNN(nn.Module):
             layers.append(nn.Linear(n_in, n_out))
             INITS[init](layers[-1].weight, init_scale, generator)
             nn.init.zeros_(layers[-1].bias)
-            layers += [nn.LayerNorm(n_out)] if fc_norm else []
-            layers.append(ACTIVATIONS[activation]())
+            block = [*([nn.LayerNorm(n_out)] if fc_norm else []), ACTIVATIONS[activation]()]
+            layers += reversed(block) if activation_first else block
             layers += [nn.Dropout(fc_dropout)] if fc_dropout else []
             n_in = n_out
         self.backbone = nn.Sequential(*layers)  # (N, 1, 28, 28) -> (N, features)
@@ -85,8 +87,15 @@ class SameConv2d(nn.Conv2d):
             return super().forward(x)
 
 
-def convolution(n_in, n_out, kernel, bias):
-    """A convolution whose output is as large as its input."""
+def for_each(values, channels):
+    """One value for each convolution; a single value is for all."""
+    return tuple(values) * len(channels) if len(values) == 1 else tuple(values)
+
+
+def convolution(n_in, n_out, kernel, bias, padding=None):
+    """A convolution; without `padding` (pixels), its output is as large as its input."""
+    if padding is not None:
+        return nn.Conv2d(n_in, n_out, kernel, padding=padding, bias=bias)
     if kernel % 2:
         return nn.Conv2d(n_in, n_out, kernel, padding=kernel // 2, bias=bias)
     return SameConv2d(n_in, n_out, kernel, padding="same", bias=bias)
@@ -94,21 +103,25 @@ def convolution(n_in, n_out, kernel, bias):
 
 def build(s, classes=10, mean=0.0, std=1.0, generator=None):
     """The CNN of the settings `s`, which have ARCHITECTURE_KEYS as attributes. Raises ValueError for an impossible stack."""
-    architecture = {name: getattr(s, name) for name in ARCHITECTURE_KEYS}
+    architecture = {name: getattr(s, name) for name in ARCHITECTURE_KEYS if hasattr(s, name)}  # older files lack some
     architecture = {name: tuple(value) if isinstance(value, list) else value for name, value in architecture.items()}
     return CNN(classes=classes, mean=mean, std=std, generator=generator, **architecture)
 
 
-def feature_map_sizes(channels, pool_after):
+def feature_map_sizes(channels, pool_after, kernel_sizes=(3,), padding=()):
     """Side of the square feature maps after each convolution, in pixels. Raises ValueError for an impossible stack."""
     prefix = "pool_after " + " ".join(map(str, pool_after))
     if not channels:
         raise ValueError("channels: at least one convolution is needed")
     if pool_after and max(pool_after) > len(channels):
         raise ValueError(f"{prefix}: the last convolution is number {len(channels)}")
-    sizes = [28]
-    for number in range(1, len(channels) + 1):
-        sizes.append(sizes[-1] // 2 if number in pool_after else sizes[-1])
+    sizes, kernels = [28], for_each(kernel_sizes, channels)
+    for number, kernel in enumerate(kernels, 1):
+        size = sizes[-1] + 2 * for_each(padding, channels)[number - 1] - kernel + 1 if padding else sizes[-1]
+        if size <= 0:
+            raise ValueError(f"padding {' '.join(map(str, padding))}: convolution {number} has a kernel of {kernel} pixels, "
+                             f"larger than its padded input")  # fmt: skip
+        sizes.append(size // 2 if number in pool_after else size)
         if sizes[-1] == 0:
             raise ValueError(f"{prefix}: the maps of convolution {number} would be 0 x 0 pixels; remove a pooling layer")
     return sizes[1:]
