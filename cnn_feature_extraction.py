@@ -315,7 +315,7 @@ def load_images(s):
     rank, world_size = init_distributed()
     if rank:
         dist.barrier()
-    images = data.load(s.dataset, s.data_dir, s.offline_fallback, s.split_seed, s.quick)
+    images = data.load(s.dataset, s.data_dir, s.offline_fallback, s.split_seed, s.quick, s.val_fraction)
     if world_size > 1 and not rank:
         dist.barrier()
     return images

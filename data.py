@@ -19,8 +19,8 @@ from support.dataset_files import DataError, Offline, locate, read, remedy
 DATASET = "fashion-mnist"  # dataset; digits is scikit-learn's, 1,797 images that need no download: {fashion-mnist, digits}
 DATA_DIR = "data"  # folder of the dataset's files, downloaded if missing; default: $FASHION_MNIST_DIR if set
 OFFLINE_FALLBACK = True  # if there are no files and no network, use the digits and say so, instead of an error
-SPLIT_SEED = 0  # seed of the split of the 60,000 training images into 48,000 for training and 12,000 for validation,
-                # in [0, inf)
+VAL_FRACTION = 0.2  # fraction of the 60,000 training images in the validation split, in [0.01, 0.9]
+SPLIT_SEED = 0  # seed of the split into training and validation images, in [0, inf)
 # ----
 
 CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
@@ -51,8 +51,8 @@ class Dataset:
         return digest(*(array for split in (self.train, self.val, self.test) for array in (split.X, split.y, split.indices)))
 
 
-def load(dataset=None, data_dir=None, offline_fallback=None, split_seed=None, quick=False):
-    """Fashion-MNIST as a Dataset: 48,000 / 12,000 / 10,000 images for training, validation and test.
+def load(dataset=None, data_dir=None, offline_fallback=None, split_seed=None, quick=False, val_fraction=None):
+    """Fashion-MNIST as a Dataset: 48,000 / 12,000 / 10,000 images for training, validation and test, by default.
 
     None stands for the constant of that name above, and for $FASHION_MNIST_DIR where it is set. Looks in `data_dir`, then
     downloads. If both fail, scikit-learn's digits replace it and a line on stderr says so, unless `offline_fallback` is
@@ -62,6 +62,7 @@ def load(dataset=None, data_dir=None, offline_fallback=None, split_seed=None, qu
     data_dir = os.environ.get("FASHION_MNIST_DIR") or DATA_DIR if data_dir is None else data_dir
     offline_fallback = OFFLINE_FALLBACK if offline_fallback is None else offline_fallback
     split_seed = SPLIT_SEED if split_seed is None else split_seed
+    val_fraction = VAL_FRACTION if val_fraction is None else val_fraction
     name, classes = "Fashion-MNIST", CLASSES
     folder = Path(os.path.expanduser(os.path.expandvars(data_dir)))
     if folder.exists() and not folder.is_dir():
@@ -80,7 +81,8 @@ def load(dataset=None, data_dir=None, offline_fallback=None, split_seed=None, qu
         classes = tuple("0123456789")
     (X, y), (X_test, y_test) = arrays["train"], arrays["test"]
     order = content_order(X)  # Kaggle's rows are shuffled: this makes the split independent of the file format
-    train, val = (np.sort(order[indices]) for indices in stratified_split(y[order], len(y) // 5, split_seed))
+    num_val = round(len(y) * val_fraction)
+    train, val = (np.sort(order[indices]) for indices in stratified_split(y[order], num_val, split_seed))
     test = np.arange(len(y_test))
     if quick:
         name += " (subset)"

@@ -175,7 +175,7 @@ def load_head(path, images, s):
     if n_in != num_features or tuple(metadata["classes"]) != tuple(images.classes):
         raise files.FileError(f"{path}: is a head for {n_in:,} features and {n_out} classes of {metadata['dataset']}; "
                               f"expected {num_features:,} features and {len(images.classes)} classes of {images.name}")
-    check_split(path, metadata["split_seed"], s)
+    check_split(path, metadata, s)
     return NumpyHead(network, s.joint_learning_rate, metadata["mean"], metadata["std"])
 
 
@@ -189,7 +189,7 @@ def load_backbone(path, images, s):
     model, metadata = backbone.restore(path)
     if tuple(metadata["classes"]) != tuple(images.classes):
         raise files.FileError(f"{path}: was trained on {metadata['dataset']} and does not know the classes of {images.name}")
-    check_split(path, metadata["settings"]["split_seed"], s)
+    check_split(path, metadata["settings"], s)
     defaults = cnn.quick_settings(settings.load(cnn)) if s.quick else settings.load(cnn)
     of_this_run = {"device", "seed", "seeds", "quick", "resume", "tta"}
     names = set(backbone.ARCHITECTURE_KEYS) if s.training == "joint" else vars(defaults).keys() - of_this_run
@@ -204,11 +204,13 @@ def load_backbone(path, images, s):
     return model.to(pick_device(s.device)), s
 
 
-def check_split(path, split_seed, s):
-    """Raise files.FileError if the weights of the file `path` have seen images of this run's validation split."""
-    if split_seed != s.split_seed:
-        raise files.FileError(f"{path}: was trained with --split-seed {split_seed}; with {s.split_seed}, the validation "
-                              "split would contain images of its training split")  # fmt: skip
+def check_split(path, trained_with, s):
+    """Raise files.FileError if the weights of the file `path` were trained on images of this run's validation split."""
+    for name, value in (("split_seed", trained_with["split_seed"]), ("val_fraction", trained_with.get("val_fraction", 0.2))):
+        if value != getattr(s, name):
+            flag = f"--{name.replace('_', '-')}"
+            raise files.FileError(f"{path}: was trained with {flag} {value}; with {getattr(s, name)}, the validation split "
+                                  "would contain images of its training split")  # fmt: skip
 
 
 def quick_settings(s):
@@ -240,7 +242,7 @@ def check_settings(s):
 def run(s):
     """The whole job with the settings `s`. Return the content of metrics.json."""
     check_settings(s)
-    images = data.load(s.dataset, s.data_dir, s.offline_fallback, s.split_seed, s.quick)
+    images = data.load(s.dataset, s.data_dir, s.offline_fallback, s.split_seed, s.quick, s.val_fraction)
     s, model = quick_settings(s) if s.quick else s, None
     if s.backbone:
         model, s = load_backbone(s.backbone, images, s)
@@ -261,7 +263,7 @@ def run_frozen(images, s, model):
 
         head, history = train_head(features, images.classes, s, run)
         metadata = {"dataset": images.name, "classes": images.classes, "mean": head.mean, "std": head.std,
-                    "split_seed": s.split_seed}  # fmt: skip
+                    "split_seed": s.split_seed, "val_fraction": s.val_fraction}  # fmt: skip
         mlp.save(run.path / "head.safetensors", head.mlp, metadata)
         logits = {split: head.mlp.predict_logits(features[f"X_{split}"]) for split in ("val", "test")}
         model.classifier = head.to(model.mean.device).eval()

@@ -342,7 +342,7 @@ def train(X, y, X_val, y_val, num_classes, s, log):
 
 def run(s):
     """The whole job with the settings `s`: load, train, evaluate, save. Return the content of metrics.json."""
-    images = data.load(s.dataset, s.data_dir, s.offline_fallback, s.split_seed, s.quick)
+    images = data.load(s.dataset, s.data_dir, s.offline_fallback, s.split_seed, s.quick, s.val_fraction)
     s = SimpleNamespace(**vars(s) | {"epochs": min(s.epochs, 5)}) if s.quick else s
     mean, std = data.normalization_stats(images.train.X, s.normalize)
     X_val, X_test, X_eval = (data.standardize(X, mean, std) for X in (  # (N, 28, 28) -> (N, 784)

@@ -323,7 +323,7 @@ def redraw(folder):
     s, figures = metrics["settings"], curves_of_run(folder, metrics)
     path = folder / "test_probabilities.npy"
     if path.exists():
-        images = data.load(s["dataset"], split_seed=s["split_seed"], quick=s["quick"])
+        images = data.load(s["dataset"], split_seed=s["split_seed"], quick=s["quick"], val_fraction=s.get("val_fraction"))
         probabilities = np.load(path, allow_pickle=False).astype(np.float64)
         X, y = images.test.X, images.test.y
         accuracy = np.mean(probabilities.argmax(axis=1) == y) if len(probabilities) == len(y) else -1

@@ -65,8 +65,9 @@ def cold_start(name, s, repeats):
     Return {"seconds": median over the repeats, "spread": [lowest, highest], "peak_memory_mib": highest, or None where the
     system does not report it}. name: one of mlp.IMPLEMENTATIONS.
     """
-    command = [sys.executable, str(SCRIPT), "mlp", "--cold-start", name, "--threads", str(s.threads), "--split-seed",
-               str(s.split_seed), "--dataset", s.dataset, "--data-dir", s.data_dir]  # fmt: skip
+    command = [sys.executable, str(SCRIPT), "mlp", "--cold-start", name, "--threads", str(s.threads),
+               "--split-seed", str(s.split_seed), "--val-fraction", str(s.val_fraction),
+               "--dataset", s.dataset, "--data-dir", s.data_dir]  # fmt: skip
     command += ["--quick"] * s.quick
     seconds, memory = [], []
     for _ in range(repeats):

@@ -198,8 +198,9 @@ def mlp_help(results):
     versus, rival = tests[mlp, linear], tests[mlp, logistic]
     answers = {"better": "Yes", "worse": "No", "not distinguishable": "No"}
     phrases = {"better": "better than", "worse": "worse than", "not distinguishable": "not distinguishable from"}
+    phrase = phrases[word_of(rival)] if word_of(rival) != word_of(versus) else ""  # said once
     comparisons = [phrases[word_of(versus)] + " the CNN's linear classifier",
-                   phrases[word_of(rival)] + " logistic regression on the same features"]  # fmt: skip
+                   f"{phrase} logistic regression on the same features".strip()]  # fmt: skip
     return wrapped(
         f"{answers[word_of(versus)]}: on the features of a frozen CNN, the NumPy MLP is {listed(comparisons)}. "
         f"Over {len(study['seeds'])} seeds, test accuracy is {percent(heads[mlp], 'test_accuracy')} with the NumPy MLP, "

@@ -52,6 +52,14 @@ def test_the_split_is_the_same_in_every_process_and_another_for_another_seed(dig
     assert data.load("digits", split_seed=1).fingerprint() != digits.fingerprint()
 
 
+def test_the_size_of_the_validation_split_is_a_setting(digits):
+    other = data.load("digits", val_fraction=0.1)
+    total = len(digits.train.y) + len(digits.val.y)
+    assert other.sizes == {"train_size": total - 154, "val_size": 154, "test_size": 256}
+    assert total == 1_541
+    assert np.ptp(np.bincount(other.val.y)) <= 2
+
+
 def test_the_split_of_this_version_is_the_split_of_every_version():
     _, second = data.stratified_split(np.arange(60_000) % 10, 12_000, 0)
     assert second[:8].tolist() == [0, 10, 37, 43, 49, 55, 58, 62]  # by NumPy 2.4: another split would not compare

@@ -179,6 +179,7 @@ def test_a_saved_head_is_loaded(head_file, digits):
 @pytest.mark.parametrize(("setting", "value", "message"), [
     ("channels", (3, 5), "is a head for 196 features and 10 classes of digits; expected 245 features"),
     ("split_seed", 5, "was trained with --split-seed 0; with 5, the validation split would contain images"),
+    ("val_fraction", 0.5, "was trained with --val-fraction 0.2; with 0.5, the validation split would contain images"),
 ])  # fmt: skip
 def test_a_head_that_does_not_fit_is_refused(head_file, digits, setting, value, message):
     path, s = head_file
