@@ -201,8 +201,9 @@ def mlp_help(results):
     phrase = phrases[word_of(rival)] if word_of(rival) != word_of(versus) else ""  # said once
     comparisons = [phrases[word_of(versus)] + " the CNN's linear classifier",
                    f"{phrase} logistic regression on the same features".strip()]  # fmt: skip
+    link_word = " and " if phrase or word_of(versus) != "not distinguishable" else " or "
     return wrapped(
-        f"{answers[word_of(versus)]}: on the features of a frozen CNN, the NumPy MLP is {listed(comparisons)}. "
+        f"{answers[word_of(versus)]}: on the features of a frozen CNN, the NumPy MLP is {link_word.join(comparisons)}. "
         f"Over {len(study['seeds'])} seeds, test accuracy is {percent(heads[mlp], 'test_accuracy')} with the NumPy MLP, "
         f"{percent(heads[linear], 'test_accuracy')} with the linear classifier ({difference(versus)}) and "
         f"{percent(heads[logistic], 'test_accuracy')} with logistic regression ({difference(rival)})."
