@@ -27,7 +27,7 @@ from numpy_nn.optimizers import lr_at
 from support import files, runs, settings, training
 from torch_cnn.backbone import build, feature_map_sizes, numpy_state, save, summary, to_channels_last
 from torch_cnn.devices import Processes, generator, init_distributed, pick_device, pick_precision
-from torch_cnn.features import cached_features, classifier_logits, extract_features, flip_tta_logits
+from torch_cnn.features import cached_features, classifier_logits, extract_features, flip_tta_logits, predict_logits
 from torch_cnn.figures import cnn_figures
 
 # ---- settings: edit here, or override any of them on the command line (--epochs 5) ----
@@ -69,6 +69,7 @@ SHIFT = 1  # random shift of training images, in pixels; redrawn in every epoch;
 ERASE = 0  # side of a square of noise in half of the training images, in pixels; redrawn in every epoch; in [0, 28]
 TTA = "flip"  # test-time augmentation after training with FLIP: add the logits of the mirrored image: {none, flip}
 # -- run
+RECIPE = "default"  # plain is a small baseline, three convolutions and Adam, nothing else: {default, plain}
 SEED = 0  # seed of initialization, batch order and augmentation, in [0, inf)
 DEVICE = "auto"  # where to train; auto is the first that is available: {auto, cuda, mps, cpu}
 PRECISION = "auto"  # of the convolutions in training; auto is the faster one on this machine: {auto, float32, bfloat16}
@@ -76,6 +77,11 @@ COMPILE = False  # use torch.compile; needs a C++ compiler; slower on two CPU co
 RESUME = ""  # folder of an interrupted run to continue with its own settings; bit for bit on a CPU with as many threads
 QUICK = False  # smoke test: at most 4 epochs on a subset; numbers are not representative
 # ----
+
+# {recipe: the settings that it changes}, other than those given on the command line
+RECIPES = {"plain": {"epochs": 5, "channels": (16, 32, 64), "pool_after": (1, 2, 3), "norm": "none", "optimizer": "adam",
+                     "learning_rate": 0.003, "schedule": "cosine", "warmup": 0.1, "ema_decay": 0.0, "weight_decay": 0.0,
+                     "label_smoothing": 0.0, "batch_size": 128, "flip": False, "shift": 0, "tta": "none"}}  # fmt: skip
 
 
 def augment(x, flip, shift, generator, erase=0):
@@ -156,7 +162,7 @@ class Trainer(training.Trainer):
         smallest = self.processes.world_size * (2 if self.s.norm == "batch" else 1)
         return batches[:-1] if len(batches[-1]) < smallest and len(batches) > 1 else batches
 
-    def train_epoch(self, X, y, on_step=lambda: None):
+    def train_epoch(self, X, y, on_step=lambda loss: None):
         """One epoch on X (N, 1, 28, 28), y (N,): (mean loss, accuracy, last learning rate).
 
         The means are over the augmented batches while the weights change, with label smoothing.
@@ -174,7 +180,7 @@ class Trainer(training.Trainer):
             loss, correct = self.train_step(x, y[shard], lr, loss_scale)
             loss_sum += loss * len(batch) / processes.world_size
             num_correct += correct
-            on_step()
+            on_step(loss)
         processes.sum_over_processes(loss_sum, num_correct)
         num_images = sum(map(len, batches))
         return float(loss_sum) / num_images, float(num_correct) / num_images, lr
@@ -199,6 +205,7 @@ class Trainer(training.Trainer):
         if self.head:
             tensors |= {f"head.{name}": array for name, array in self.head.optimizer_state_dict().items()}
         return tensors, {"epoch": len(self.history["epoch"]), "steps": self.steps, "history": self.history,
+                         "step_losses": self.step_losses,
                          "world_size": self.processes.world_size, "precision": dtype_name(self.dtype)}  # fmt: skip
 
     def load_state_dict(self, tensors, metadata):
@@ -222,7 +229,7 @@ class Trainer(training.Trainer):
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
         if self.head:
             self.head.load_optimizer_state_dict(tensors["head"])
-        self.steps, self.history = metadata["steps"], metadata["history"]
+        self.steps, self.history, self.step_losses = (metadata[key] for key in ("steps", "history", "step_losses"))
         self.dtype = getattr(torch, metadata["precision"])
 
 
@@ -268,6 +275,7 @@ def train(images, s, run, history_name="history.csv", model=None, head=None):
         arrays = images.train.X[:, None], images.train.y, images.val.X[:, None], images.val.y
         tensors = [torch.from_numpy(array).to(device) for array in arrays]
         trainer.fit(*tensors, lambda row: run.log(row, history_name), lambda: run.save_checkpoint(trainer, split))
+        run.save(trainer.step_log(plots.run_title(model.name, images.name, s.seed)))
     except torch.cuda.OutOfMemoryError:
         remedy = f"--batch-size {s.batch_size // 2}" if s.batch_size > 1 else "--device cpu"
         raise files.FileError(f"the GPU's memory is too small for --batch-size {s.batch_size}: try {remedy}") from None
@@ -315,7 +323,7 @@ def load_images(s):
     rank, world_size = init_distributed()
     if rank:
         dist.barrier()
-    images = data.load(s.dataset, s.data_dir, s.offline_fallback, s.split_seed, s.quick, s.val_fraction)
+    images = data.load_for(s)
     if world_size > 1 and not rank:
         dist.barrier()
     return images
@@ -323,16 +331,19 @@ def load_images(s):
 
 def train_silently(images, s):
     """The part of every torchrun process but the first, which alone reports and writes."""
-    silent = SimpleNamespace(**dict.fromkeys(("log", "save_checkpoint", "resume"), lambda *ignored: None))
+    silent = SimpleNamespace(**dict.fromkeys(("log", "save", "save_checkpoint", "resume"), lambda *ignored: None))
     with contextlib.redirect_stdout(io.StringIO()):
         train(images, s, silent)
     dist.destroy_process_group()
 
 
-def run(s):
-    """The whole job with the settings `s`: load, train, extract, evaluate, save. Return the content of metrics.json."""
+def run(s, images=None):
+    """The whole job with the settings `s`: load, train, extract, evaluate, save. Return the content of metrics.json.
+
+    images: the dataset, if it is already loaded.
+    """
     check_settings(s)
-    images = load_images(s)
+    images = images or load_images(s)
     s = quick_settings(s) if s.quick else s
     rank, world_size = init_distributed()
     if rank:
@@ -341,15 +352,25 @@ def run(s):
         model, history = train(images, s, run)
         if world_size > 1:
             dist.destroy_process_group()
-        save(run.path / "backbone.safetensors", model, images, s)
-        features = cached_features(run.path / "features.npz", model, images)
-        logits = {split: classifier_logits(model, features[f"X_{split}"]).cpu().numpy() for split in ("val", "test")}
+        features = {}
+        if s.save_weights:
+            save(run.path / "backbone.safetensors", model, images, s)
+            features = cached_features(run.path / "features.npz", model, images)
+        logits = evaluate(model, images, features)
         tta_logits = flip_tta_logits(model, images, logits) if s.flip and s.tta == "flip" else None
         title = plots.run_title(model.name, images.name, s.seed)
-        figures = {"curves.png": training_curves(history, s, title)}
-        figures |= cnn_figures(model, images, features, logits["test"], title)
+        figures = {"curves.png": training_curves(history, s, title)} if s.figures else {}
+        if s.figures and features:
+            figures |= cnn_figures(model, images, features, logits["test"], title)
         return training.report(run, images, title, model.name, logits, tta_logits, curves=figures, model=model.name,
-                               parameters=model.num_parameters, features=features["X_train"].shape[1], **model.compute)
+                               parameters=model.num_parameters, features=model.classifier.in_features, **model.compute)
+
+
+def evaluate(model, images, features=None):
+    """Logits {"val": (N, classes), "test": ...} of the CNN; features: those of `cached_features`, if there are any."""
+    if not features:
+        return {split: predict_logits(model, getattr(images, split).X) for split in ("val", "test")}
+    return {split: classifier_logits(model, features[f"X_{split}"]).cpu().numpy() for split in ("val", "test")}
 
 
 def training_curves(history, s, title):

@@ -21,6 +21,8 @@ DATA_DIR = "data"  # folder of the dataset's files, downloaded if missing; defau
 OFFLINE_FALLBACK = True  # if there are no files and no network, use the digits and say so, instead of an error
 VAL_FRACTION = 0.2  # fraction of the 60,000 training images in the validation split, in [0.01, 0.9]
 SPLIT_SEED = 0  # seed of the split into training and validation images, in [0, inf)
+TRAIN_SIZE = 0  # train on a subset of this many images, with equal class proportions; 0 uses all; in [0, inf)
+LABEL_NOISE = 0.0  # fraction of the training labels that are replaced by another class, drawn at random; in [0, 1)
 # ----
 
 CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
@@ -51,12 +53,20 @@ class Dataset:
         return digest(*(array for split in (self.train, self.val, self.test) for array in (split.X, split.y, split.indices)))
 
 
-def load(dataset=None, data_dir=None, offline_fallback=None, split_seed=None, quick=False, val_fraction=None):
+def load_for(s):
+    """The Dataset of a script's settings `s`."""
+    names = ("dataset", "data_dir", "offline_fallback", "split_seed", "quick", "val_fraction", "train_size", "label_noise")
+    return load(**{name: getattr(s, name) for name in names})
+
+
+def load(dataset=None, data_dir=None, offline_fallback=None, split_seed=None, quick=False, val_fraction=None, train_size=0,
+         label_noise=0.0):  # fmt: skip
     """Fashion-MNIST as a Dataset: 48,000 / 12,000 / 10,000 images for training, validation and test, by default.
 
     None stands for the constant of that name above, and for $FASHION_MNIST_DIR where it is set. Looks in `data_dir`, then
     downloads. If both fail, scikit-learn's digits replace it and a line on stderr says so, unless `offline_fallback` is
-    False. `quick` keeps a stratified subset: 6,000 / 1,500 / 2,000. Raises DataError.
+    False. `quick` keeps a stratified subset: 6,000 / 1,500 / 2,000. `train_size` and `label_noise` change the training
+    split alone. Raises DataError.
     """
     dataset = DATASET if dataset is None else dataset
     data_dir = os.environ.get("FASHION_MNIST_DIR") or DATA_DIR if data_dir is None else data_dir
@@ -89,7 +99,12 @@ def load(dataset=None, data_dir=None, offline_fallback=None, split_seed=None, qu
         train = train[stratified_split(y[train], min(6_000, len(train)), 0)[1]]
         val = val[stratified_split(y[val], min(1_500, len(val)), 0)[1]]
         test = stratified_split(y_test, min(2_000, len(test)), 0)[1]
-    return Dataset(name, classes, make_split(X, y, train), make_split(X, y, val), make_split(X_test, y_test, test))
+    if train_size > len(train):
+        raise DataError(f"--train-size {train_size:,}: the training split has {len(train):,} images")
+    if train_size:
+        train = train[stratified_split(y[train], train_size, split_seed)[1]]
+    y_train = with_label_noise(y, label_noise, len(classes), split_seed) if label_noise else y
+    return Dataset(name, classes, make_split(X, y_train, train), make_split(X, y, val), make_split(X_test, y_test, test))
 
 
 def make_split(X, y, indices):
@@ -107,6 +122,15 @@ def stratified_split(y, n, seed):
     order = order[np.argsort(y[order], kind="stable")]  # by class, random within each
     second = order[np.arange(n) * len(y) // n]  # equally spaced, so proportional
     return np.setdiff1d(order, second), np.sort(second)
+
+
+def with_label_noise(y, fraction, num_classes, seed):
+    """A copy of the labels y (N,), of which a random `fraction` is replaced by another class, each equally likely."""
+    rng = np.random.default_rng((seed, 1))  # not the stream of the split
+    rows = rng.permutation(len(y))[: round(len(y) * fraction)]
+    y = y.copy()
+    y[rows] = (y[rows] + rng.integers(1, num_classes, size=len(rows))) % num_classes
+    return y
 
 
 def mean_std(X):
@@ -185,6 +209,11 @@ def digest(*arrays):
         hasher.update(f"{array.shape} {array.dtype}".encode())
         hasher.update(np.ascontiguousarray(array).data)
     return hasher.hexdigest()
+
+
+def digest_text(text):
+    """Hexadecimal BLAKE2b of a string."""
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def digits():

@@ -27,7 +27,7 @@ from numpy_nn.optimizers import OPTIMIZERS
 from support import files, runs, settings, training
 from torch_cnn import backbone
 from torch_cnn.devices import init_distributed, pick_device
-from torch_cnn.features import cached_features, classifier_logits, flip_tta_logits, predict_logits
+from torch_cnn.features import cached_features, flip_tta_logits
 
 # ---- settings: edit here, or override any of them on the command line (--head-epochs 5) ----
 # -- hybrid
@@ -37,6 +37,8 @@ HEAD_EPOCHS = 3  # passes of the MLP over the features, in [1, 10000]
 HEAD_LEARNING_RATE = 0.0003  # initial learning rate of the MLP (Adam); falls to 0 along a cosine; in (0, inf)
 HEAD_BATCH_SIZE = 128  # feature vectors per step, in [1, inf)
 JOINT_LEARNING_RATE = 0.001  # peak learning rate of the MLP (Adam) in joint training; schedule as the CNN's; in (0, inf)
+FEATURE_LAYER = 0  # number of the convolution whose output, after pooling and activation, gives the features of the
+                   # frozen backbone; 0 is the input of the CNN's classifier; in [0, inf)
 BACKBONE = ""  # backbone.safetensors of an earlier run: used as it is, or as the start of joint training; "" trains one
 HEAD = ""  # head.safetensors next to that backbone: start of joint training
 # -- run
@@ -128,6 +130,7 @@ def restore(path):
     with files.checked_format(path):
         config = metadata["head"]
         model = backbone.build(SimpleNamespace(**metadata["settings"]), len(metadata["classes"]))
+        backbone.cut_after(model, metadata["settings"].get("feature_layer", 0))
         network = mlp.MLP(config["sizes"], activation=config["activation"], norm=config["norm"])
         model.classifier = NumpyHead(network, 0.0, metadata["feature_mean"], metadata["feature_std"])
         model.load_state_dict({name: torch.from_numpy(value) for name, value in tensors.items()})
@@ -235,14 +238,18 @@ def check_settings(s):
         raise settings.SettingError("--head: only joint training starts from a head; add --training joint")
     if s.head and not s.backbone:
         raise settings.SettingError("--head: was trained on one CNN's features; add --backbone, the file next to it")
+    if s.feature_layer > len(s.channels):
+        raise settings.SettingError(f"--feature-layer {s.feature_layer}: the CNN has {len(s.channels)} convolutions")
+    if s.feature_layer and s.training == "joint":
+        raise settings.SettingError("--feature-layer: only for --training frozen")
     if s.compile and s.training == "joint":
         raise settings.SettingError("--compile: not with --training joint, since the NumPy MLP cannot be compiled")
 
 
-def run(s):
-    """The whole job with the settings `s`. Return the content of metrics.json."""
+def run(s, images=None):
+    """The whole job with the settings `s`. Return the content of metrics.json. images: the dataset, if already loaded."""
     check_settings(s)
-    images = data.load(s.dataset, s.data_dir, s.offline_fallback, s.split_seed, s.quick, s.val_fraction)
+    images = images or data.load_for(s)
     s, model = quick_settings(s) if s.quick else s, None
     if s.backbone:
         model, s = load_backbone(s.backbone, images, s)
@@ -252,22 +259,25 @@ def run(s):
 def run_frozen(images, s, model):
     """A CNN, or the given `model`, then the NumPy MLP on its features."""
     with runs.Run("hybrid_train", s) as run:
-        features_path = Path(s.backbone).with_name("features.npz") if model else run.path / "features.npz"
         if model is None:
             model, cnn_history = cnn.train(images, s, run, "cnn_history.csv")
-            backbone.save(run.path / "backbone.safetensors", model, images, s)
+            if s.save_weights:
+                backbone.save(run.path / "backbone.safetensors", model, images, s)
             cnn_title = plots.run_title(model.name, images.name, s.seed)
-            run.save({"cnn_curves.png": cnn.training_curves(cnn_history, s, cnn_title)})
-        features = cached_features(features_path, model, images, run.path / "features.npz")
-        cnn_logits = {split: classifier_logits(model, features[f"X_{split}"]).cpu().numpy() for split in ("val", "test")}
+            run.save({"cnn_curves.png": cnn.training_curves(cnn_history, s, cnn_title)} if s.figures else {})
+        cnn_logits = cnn.evaluate(model, images) if s.feature_layer else None  # before its last layers are removed
+        features = features_of(model, images, s, run)
+        cnn_logits = cnn_logits or cnn.evaluate(model, images, features)
 
         head, history = train_head(features, images.classes, s, run)
         metadata = {"dataset": images.name, "classes": images.classes, "mean": head.mean, "std": head.std,
                     "split_seed": s.split_seed, "val_fraction": s.val_fraction}  # fmt: skip
-        mlp.save(run.path / "head.safetensors", head.mlp, metadata)
+        if s.save_weights:
+            mlp.save(run.path / "head.safetensors", head.mlp, metadata)
         logits = {split: head.mlp.predict_logits(features[f"X_{split}"]) for split in ("val", "test")}
         model.classifier = head.to(model.mean.device).eval()
-        save(run.path / "hybrid.safetensors", model, images, s)
+        if s.save_weights:
+            save(run.path / "hybrid.safetensors", model, images, s)
 
         title = plots.run_title(f"{model.name} + NumPy MLP {head.mlp.name}", images.name, s.seed)
         predictions = {"CNN": cnn_logits["test"], "CNN features + NumPy MLP": logits["test"]}
@@ -276,11 +286,19 @@ def run_frozen(images, s, model):
         figures = {
             "curves.png": plots.curves({head_title: history}, head_title),
             "cnn_and_hybrid.png": plots.recall_comparison(images.test.y, predictions, images.classes, title),
-        }
+        } if s.figures else {}
         cnn_accuracies = {f"cnn_{split}_accuracy": training.accuracy(values, getattr(images, split).y)
                           for split, values in cnn_logits.items()}  # fmt: skip
         return close(run, images, s, model, title, f"hybrid: CNN features, NumPy MLP {head.mlp.name}", logits, figures,
                      {f"{model.name}, linear classifier": tuple(cnn_accuracies.values())}, **cnn_accuracies)  # fmt: skip
+
+
+def features_of(model, images, s, run):
+    """The features of `cached_features` by the model's convolution s.feature_layer, whose later layers are removed."""
+    backbone.cut_after(model, s.feature_layer)
+    name = f"features_{s.feature_layer}.npz" if s.feature_layer else "features.npz"
+    path = Path(s.backbone).with_name(name) if s.backbone else run.path / name
+    return cached_features(path, model, images, run.path / name, save=bool(s.save_weights or s.backbone))
 
 
 def run_joint(images, s, model):
@@ -290,11 +308,12 @@ def run_joint(images, s, model):
     with runs.Run("hybrid_train", s) as run:
         with single_blas_thread():
             model, history = cnn.train(images, s, run, "history.csv", model, head)
-        save(run.path / "hybrid.safetensors", model, images, s)
-        logits = {split: predict_logits(model, getattr(images, split).X) for split in ("val", "test")}
+        if s.save_weights:
+            save(run.path / "hybrid.safetensors", model, images, s)
+        logits = cnn.evaluate(model, images)
         title = plots.run_title(f"{model.name} + NumPy MLP {head.mlp.name}", images.name, s.seed)
         return close(run, images, s, model, title, f"{model.name} + NumPy MLP {head.mlp.name}, trained jointly", logits,
-                     {"curves.png": cnn.training_curves(history, s, title)})  # fmt: skip
+                     {"curves.png": cnn.training_curves(history, s, title)} if s.figures else {})  # fmt: skip
 
 
 def close(run, images, s, model, title, row, logits, figures, other_rows=None, **metrics):

@@ -21,7 +21,7 @@ import numpy_nn.figures
 import plots
 from numpy_nn.flat_parameters import FlatParameters
 from numpy_nn.layers import ACTIVATIONS, LOSSES, NORMS, Dropout, Linear
-from numpy_nn.monitor import TrainingMonitor, distributions, large_step_advice, locate_nonfinite
+from numpy_nn.monitor import TrainingMonitor, large_step_advice, locate_nonfinite
 from numpy_nn.optimizers import EMA, OPTIMIZERS, ReduceLROnPlateau, lr_at
 from support import files, runs, settings, training
 
@@ -58,9 +58,11 @@ PATIENCE = 0  # stop after this many epochs without improvement in validation ac
 FLIP = True  # mirror each training image with probability 0.5; redrawn for every batch
 SHIFT = 0  # random shift of training images, in pixels; redrawn for every batch; in [0, 27]
 ERASE = 0  # side of a square of noise in half of the training images, in pixels; redrawn for every batch; in [0, 28]
+AUGMENT_ONCE = False  # draw the augmentation once, before training, instead of anew for every batch
 NORMALIZE = "global"  # mean 0 and standard deviation 1 over all pixels, or for each pixel: {none, global, per_pixel}
 TTA = "flip"  # test-time augmentation after training with FLIP: add the logits of the mirrored image: {none, flip}
 # -- run
+RECIPE = "default"  # plain is a baseline: Adam with a cosine schedule and nothing else, 12 epochs: {default, plain}
 SEED = 0  # seed of initialization, batch order, dropout and augmentation, in [0, inf)
 RESUME = ""  # folder of an interrupted run to continue, bit for bit, with its own settings
 QUICK = False  # smoke test: at most 5 epochs on a subset; numbers are not representative
@@ -70,6 +72,8 @@ QUICK = False  # smoke test: at most 5 epochs on a subset; numbers are not repre
 BASELINE = {"activation": "relu", "norm": "none", "dropout": 0.0, "input_dropout": 0.0, "loss": "softmax",
             "label_smoothing": 0.0, "init": "he", "optimizer": "adam", "schedule": "cosine", "warmup": 0.0, "l1": 0.0,
             "l2": 0.0, "weight_decay": 0.0, "max_grad_norm": 0.0, "ema_decay": 0.0, "patience": 0}  # fmt: skip
+# {recipe: the settings that it changes}, other than those given on the command line
+RECIPES = {"plain": BASELINE | {"epochs": 12, "learning_rate": 0.001, "flip": False, "tta": "none"}}
 
 
 class MLP(FlatParameters):
@@ -199,7 +203,7 @@ class Trainer(training.Trainer):
         lr = lr_at(step / total, self.s.learning_rate, self.s.schedule, warmup_steps / total, 1 / (warmup_steps + 1))
         return lr * self.plateau.factor if self.plateau else lr
 
-    def train_epoch(self, X, y, on_step=lambda: None):
+    def train_epoch(self, X, y, on_step=lambda loss: None):
         """One epoch on X (N, ...), y (N,): (mean loss, accuracy, last learning rate)."""
         buffer = np.empty((min(self.s.batch_size, self.num_images), *X.shape[1:]), X.dtype)
         loss_sum, num_correct, first_step = 0.0, 0, self.epoch * self.steps_per_epoch
@@ -213,7 +217,7 @@ class Trainer(training.Trainer):
             loss, correct = self.train_step(x, y[batch], lr)
             loss_sum += loss * len(batch)
             num_correct += correct
-            on_step()
+            on_step(loss)
         return loss_sum / self.num_images, num_correct / self.num_images, lr
 
     def evaluate(self, X, y):
@@ -266,7 +270,7 @@ class Trainer(training.Trainer):
             "optimizer_t": self.optimizer.t, "ema_t": self.ema.t if self.ema else 0,
             "plateau": vars(self.plateau) if self.plateau else {}, "history": self.history,
             "monitor": self.monitor.state_dict() if self.monitor else {},
-            "rngs": {name: rng.bit_generator.state for name, rng in self.rngs.items()},
+            "rngs": {name: rng.bit_generator.state for name, rng in self.rngs.items()}, "step_losses": self.step_losses,
         }  # fmt: skip
         return tensors | {f"best.{name}": array for name, array in self.best.items()}, metadata
 
@@ -280,6 +284,7 @@ class Trainer(training.Trainer):
             array[...] = tensors[name]
         self.epoch, self.best_epoch, self.best_accuracy = (metadata[key] for key in ("epoch", "best_epoch", "best_accuracy"))
         self.optimizer.t, self.history = metadata["optimizer_t"], metadata["history"]
+        self.step_losses = metadata["step_losses"]
         if self.ema:
             self.ema.t = metadata["ema_t"]
         if self.plateau:
@@ -340,18 +345,27 @@ def train(X, y, X_val, y_val, num_classes, s, log):
     return trainer.model, trainer.history
 
 
-def run(s):
-    """The whole job with the settings `s`: load, train, evaluate, save. Return the content of metrics.json."""
-    images = data.load(s.dataset, s.data_dir, s.offline_fallback, s.split_seed, s.quick, s.val_fraction)
+def run(s, images=None):
+    """The whole job with the settings `s`: load, train, evaluate, save. Return the content of metrics.json.
+
+    images: the dataset, if it is already loaded.
+    """
+    images = images or data.load_for(s)
     s = SimpleNamespace(**vars(s) | {"epochs": min(s.epochs, 5)}) if s.quick else s
     mean, std = data.normalization_stats(images.train.X, s.normalize)
     X_val, X_test, X_eval = (data.standardize(X, mean, std) for X in (  # (N, 28, 28) -> (N, 784)
         images.val.X, images.test.X, images.train.X[: training.TRAIN_EVAL_SIZE]))  # fmt: skip
     model, rngs = build(X_val.shape[1], len(images.classes), s)
     trainer, augmented = Trainer(model, rngs, s, len(images.train.y)), s.flip or s.shift or s.erase
-    X = images.train.X if augmented else data.standardize(images.train.X, mean, std)
-    if augmented:
-        trainer.transform = lambda x: data.standardize(data.augment(x, rngs["augment"], s.flip, s.shift, s.erase), mean, std)
+
+    def augment(x):  # (n, 28, 28) -> (n, 784)
+        return data.standardize(data.augment(x, rngs["augment"], s.flip, s.shift, s.erase), mean, std)
+
+    X = images.train.X
+    if augmented and not s.augment_once:
+        trainer.transform = augment
+    else:
+        X = augment(X) if augmented else data.standardize(X, mean, std)
     trainer.monitor = TrainingMonitor(model, X_val[:1000], s)
     split = data.digest(images.train.indices, images.train.y)
     if s.resume:
@@ -364,32 +378,18 @@ def run(s):
                     (X_eval, images.train.y[: len(X_eval)]))  # fmt: skip
         metadata = {"dataset": images.name, "classes": images.classes}
         metadata |= {"mean": np.asarray(mean).tolist(), "std": np.asarray(std).tolist()}
-        save(run.path / "weights.safetensors", model, metadata)
-
+        if s.save_weights:
+            save(run.path / "weights.safetensors", model, metadata)
         logits, tta_logits = {"val": model.predict_logits(X_val), "test": model.predict_logits(X_test)}, None
         if s.flip and s.tta == "flip":
             mirrored = {name: data.standardize(getattr(images, name).X[:, :, ::-1], mean, std) for name in logits}
             tta_logits = {name: logits[name] + model.predict_logits(X) for name, X in mirrored.items()}
         title = plots.run_title(f"NumPy MLP {model.name}", images.name, s.seed)
-        figures = training_figures(trainer, X_val[:1000], images.val.y[:1000], images.val.X.shape[1:], title)
+        run.save(trainer.step_log(title))
+        figures = numpy_nn.figures.of_training(trainer, X_val[:1000], images.val, title) if s.figures else {}
         best = {"best_epoch": trainer.best_epoch} if s.patience else {}
         return training.report(run, images, title, f"NumPy MLP {model.name}", logits, tta_logits, loss=s.loss,
                                curves=figures, model=f"NumPy MLP {model.name}", parameters=len(model.params), **best)
-
-
-def training_figures(trainer, X, y, shape, title):
-    """{file name: Figure} of a finished training. X (N, features), y (N,): some images; shape: theirs, (28, 28)."""
-    model, s, steps = trainer.model, trainer.s, trainer.steps_per_epoch
-    rates = [trainer.lr_of_step(step) for step in range(trainer.epoch * steps)]
-    if trainer.plateau:  # which may lower it after each epoch
-        rates = np.repeat(trainer.history["learning_rate"], steps)
-    return {
-        "curves.png": plots.curves({title: trainer.history}, title, bool(s.flip or s.shift or s.erase), s.label_smoothing),
-        "learning_rate.png": plots.learning_rate(rates, steps, title),
-        "first_layer.png": numpy_nn.figures.first_layer(model.weights[0][0], shape, title),
-        "distributions.png": numpy_nn.figures.distributions(*distributions(model, X, y, trainer.loss), title),
-        "monitor.png": numpy_nn.figures.monitor(trainer.monitor.history, trainer.monitor.names, title),
-    }
 
 
 def main(argv=None):

@@ -219,6 +219,22 @@ def learning_rate(rates, steps, title):
     return fig
 
 
+def loss_by_step(losses, steps, title):
+    """The training loss of every step and its running mean over a twentieth of an epoch. steps: their number per epoch."""
+    fig, axes = figure(f"Loss of every training step\n{title}", 8, 3.8)
+    ax, window = axes[0, 0], max(1, steps // 20)
+    ax.plot(np.arange(1, len(losses) + 1), losses, color=TRAIN, linewidth=0.5, alpha=0.5, label="each step")
+    if len(losses) > window:
+        mean = np.convolve(losses, np.full(window, 1 / window), mode="valid")
+        ax.plot(np.arange(window, len(losses) + 1), mean, color=TRAIN, linewidth=1.6, label=f"mean of {window} steps")
+    for epoch in range(1, len(losses) // steps):
+        ax.axvline(epoch * steps, color=GREY, linewidth=0.5, alpha=0.5)
+    ax.set(xlabel="step; vertical lines separate the epochs", ylabel="training loss (cross-entropy)")
+    ax.grid(axis="y", alpha=0.25)
+    ax.legend(frameon=False, fontsize=9)
+    return fig
+
+
 def mistakes(X, y, probabilities, classes, title, content="Wrong predictions with the highest probability"):
     """The images whose label has lost to another class most confidently. Shapes as for `samples`."""
     predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)

@@ -123,7 +123,7 @@ def profile_epoch(epoch):
 
 
 def load_images(s):
-    return data.load(s.dataset, s.data_dir, s.offline_fallback, s.split_seed, s.quick, s.val_fraction)
+    return data.load_for(s)
 
 
 def dashes(*widths):

@@ -117,7 +117,7 @@ def compare(X, y, names, rounds, hidden=HIDDEN, batch_size=BATCH_SIZE):
 
 def pixels(s):
     """The training images (N, 784) and labels (N,), all of them in memory, and the dataset's name."""
-    images = data.load(s.dataset, s.data_dir, s.offline_fallback, s.split_seed, s.quick, s.val_fraction)
+    images = data.load_for(s)
     X, y = (array[: s.images] if s.quick else array for array in (images.train.X, images.train.y))
     return np.ascontiguousarray(X.reshape(len(X), -1)), y, images.name  # (N, 28, 28) -> (N, 784)
 

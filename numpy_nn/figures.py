@@ -2,6 +2,8 @@
 
 import numpy as np
 
+import plots
+from numpy_nn.monitor import distributions as monitor_distributions
 from plots import DPI, GREY, TRAIN, VAL, figure, image_grid
 
 
@@ -77,3 +79,19 @@ def monitor(history, names, title):
     axes[0, -1].axhline(1e-3, color=GREY, linewidth=1, linestyle="--", label="0.001, usual")
     fig.legend(*axes[0, -1].get_legend_handles_labels(), frameon=False, fontsize=9, ncols=6, loc="outside lower center")
     return fig
+
+
+def of_training(trainer, X, images, title):
+    """{file name: Figure} of a finished training. X (N, features): the network's input of the first N `images`, a Split."""
+    model, s, steps = trainer.model, trainer.s, trainer.steps_per_epoch
+    rates = [trainer.lr_of_step(step) for step in range(trainer.epoch * steps)]
+    if trainer.plateau:  # which may lower it after each epoch
+        rates = np.repeat(trainer.history["learning_rate"], steps)
+    activations, gradients = monitor_distributions(model, X, images.y[: len(X)], trainer.loss)
+    return {
+        "curves.png": plots.curves({title: trainer.history}, title, bool(s.flip or s.shift or s.erase), s.label_smoothing),
+        "learning_rate.png": plots.learning_rate(rates, steps, title),
+        "first_layer.png": first_layer(model.weights[0][0], images.X.shape[1:], title),
+        "distributions.png": distributions(activations, gradients, title),
+        "monitor.png": monitor(trainer.monitor.history, trainer.monitor.names, title),
+    }

@@ -275,7 +275,7 @@ def run(s):
     if s.quick:
         s = SimpleNamespace(**vars(hybrid_train.quick_settings(s)) | {"seeds": min(s.seeds, 2)})
     check_settings(s)
-    images = data.load(s.dataset, s.data_dir, s.offline_fallback, s.split_seed, s.quick, s.val_fraction)
+    images = data.load_for(s)
     results, chosen = {}, {}
     with runs.Run("heads", s) as run:
         for seed in range(s.seed, s.seed + s.seeds):

@@ -32,6 +32,9 @@ from support import files
 # ---- settings: edit here, or override on the command line (--output-dir DIR) ----
 # -- run
 OUTPUT_DIR = ""  # folder of the run; "" creates runs/<script>/<date_time>
+FIGURES = True  # draw the figures
+SAVE_WEIGHTS = True  # save weights, checkpoint, features and test probabilities; a run without them cannot be resumed
+LOG_STEPS = False  # save the loss of every training step in steps.csv, and draw it
 # ----
 
 COLUMNS = ("epoch", "train_loss", "train_accuracy", "train_eval_loss", "train_eval_accuracy", "val_loss", "val_accuracy",
@@ -131,6 +134,8 @@ class Run:
 
     def save_checkpoint(self, trainer, split):
         """Write the checkpoint of a trainer, which has a `state_dict`; split: digest of the images that it trains on."""
+        if not self.settings["save_weights"]:
+            return
         tensors, metadata = trainer.state_dict()
         metadata |= {"model": "checkpoint", "settings": training_settings(self.settings), "split": split}
         files.save_weights(self.path / CHECKPOINT, tensors, metadata)
@@ -211,7 +216,7 @@ def run_seeds(script, run, s, check_settings=lambda s: None):
     metrics = summarize(runs) | {"seeds": list(range(s.seed, s.seed + s.seeds)), "settings": vars(s)}
     metrics |= {"command": runs[0]["command"], **environment()}  # not the --resume by which a later seed was continued
     files.write_text(folder / "metrics.json", json.dumps(metrics, indent=2, allow_nan=False) + "\n")
-    for name, figure in plots.curves_of_run(folder, metrics).items():
+    for name, figure in plots.curves_of_run(folder, metrics).items() if s.figures else ():
         with files.atomic_write(folder / name) as temporary:
             figure.savefig(temporary, format="png")
     print(f"\n{s.seeds} seeds, mean and standard deviation:")
@@ -235,7 +240,7 @@ def summarize(runs):
 
 def training_settings(settings):
     """The settings that a training depends on, as JSON has them."""
-    others = ("resume", "output_dir", "data_dir", "offline_fallback", "seeds")
+    others = ("resume", "output_dir", "data_dir", "offline_fallback", "seeds", "figures", "save_weights")
     return json.loads(json.dumps({name: value for name, value in settings.items() if name not in others}))
 
 

@@ -11,7 +11,8 @@ help text, and the end of the comment restricts the value:
 A comment may continue on the lines below. A line `# -- network` starts a group, which is a heading in --help. A boolean
 becomes `--quick` and `--no-quick`. `HIDDEN: tuple = (256, 128)` takes any number of values (`--hidden 256 128` or
 `--hidden 256,128`), and `= 256` stands for `= (256,)`. A whole number in an interval with a round bracket at a finite end,
-such as `DROPOUT = 0` with `in [0, 1)`, is converted to a float.
+such as `DROPOUT = 0` with `in [0, 1)`, is converted to a float. `RECIPE` chooses one of the dicts in the script's RECIPES,
+whose values replace the defaults.
 """
 
 import argparse
@@ -227,10 +228,20 @@ def load(*modules, **overrides):
     for name in overrides:
         if name.upper() not in table:
             raise SettingError(unknown_setting(name, [known.lower() for known in table], spelling=str))
+    if recipe := recipe_of(table, overrides):
+        overrides = recipe | overrides
     return SimpleNamespace(**{
         name.lower(): parse_value(name, overrides.get(name.lower(), constant.default), constant.comment, constant.default)
         for name, constant in table.items()
     })  # fmt: skip
+
+
+def recipe_of(table, given):
+    """The settings {name: value} of the recipe that is chosen by RECIPE, from the RECIPES of its script."""
+    if "RECIPE" not in table:
+        return {}
+    comment, default, module, _ = table["RECIPE"]
+    return module.RECIPES.get(parse_value("RECIPE", given.get("recipe", default), comment, default), {})
 
 
 def resumed(modules, given):

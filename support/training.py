@@ -22,6 +22,7 @@ class Trainer:
     def __init__(self, s, steps_per_epoch):
         self.s, self.steps_per_epoch = s, steps_per_epoch
         self.history = {column: [] for column in runs.COLUMNS}
+        self.step_losses = [] if getattr(s, "log_steps", False) else None  # the loss of every step
 
     def fit(self, X, y, X_val=None, y_val=None, log=lambda row: None, save_checkpoint=lambda: None, train_eval=None):
         """Train to the last epoch, or until `should_stop`. X (N, ...), y (N,), X_val (M, ...), y_val (M,).
@@ -37,10 +38,16 @@ class Trainer:
             self.check_data(X_val, y_val)
         epoch, steps = len(self.history["epoch"]), self.steps_per_epoch
         bar = tqdm(total=self.s.epochs * steps, initial=epoch * steps, disable=self.no_progress, leave=False, unit="batch")
+
+        def on_step(loss):
+            bar.update()
+            if self.step_losses is not None:
+                self.step_losses.append(float(loss))
+
         with bar, np.errstate(over="ignore", invalid="ignore"):  # Diverged explains it better
             while epoch < self.s.epochs and not self.should_stop:
                 start, epoch = time.perf_counter(), epoch + 1
-                train_loss, train_accuracy, lr = self.train_epoch(X, y, bar.update)
+                train_loss, train_accuracy, lr = self.train_epoch(X, y, on_step)
                 row = {"epoch": epoch, "train_loss": train_loss, "train_accuracy": train_accuracy}
                 if X_val is not None:
                     row["train_eval_loss"], row["train_eval_accuracy"] = self.evaluate(*train_eval)
@@ -56,6 +63,14 @@ class Trainer:
                 for line in advice:
                     tqdm.write(line)
         self.finish()
+
+    def step_log(self, title):
+        """{file name: text or Figure}: the losses of all steps, if they were recorded."""
+        if self.step_losses is None:
+            return {}
+        rows = "".join(f"{step},{loss:.6g}\n" for step, loss in enumerate(self.step_losses, 1))
+        figure = {"loss_by_step.png": plots.loss_by_step(self.step_losses, self.steps_per_epoch, title)}
+        return {"steps.csv": "step,train_loss\n" + rows} | (figure if self.s.figures else {})
 
     no_progress = None  # True hides the progress bar; None does so where the output is not a terminal
     should_stop = False
@@ -82,10 +97,13 @@ def report(run, images, title, row, logits, tta_logits=None, *, loss="softmax", 
     logits: {"val": (N, classes), "test": (N, classes)}; tta_logits: the same, summed over the views of each image.
     curves: {file name: Figure}; metrics: what metrics.json contains besides.
     """
+    s = run.settings
     loss_function, to_probabilities = LOSSES[loss]
     y, probabilities = images.test.y, to_probabilities(logits["test"].astype(np.float64))
-    run.save((curves or {}) | plots.evaluation(images.test.X, y, probabilities, images.classes, title))
-    run.save({"test_probabilities.npy": probabilities.astype(np.float16)})
+    if s["figures"]:
+        run.save((curves or {}) | plots.evaluation(images.test.X, y, probabilities, images.classes, title))
+    if s["save_weights"]:
+        run.save({"test_probabilities.npy": probabilities.astype(np.float16)})
     results = {f"{split}_accuracy": accuracy(values, getattr(images, split).y) for split, values in logits.items()}
     table = (other_rows or {}) | {row: (results["val_accuracy"], results["test_accuracy"])}
     results |= {"test_loss": loss_function(logits["test"], y)[0], "test_ece": plots.calibration(y, probabilities)[-1]}

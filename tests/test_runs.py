@@ -106,7 +106,7 @@ def test_the_seconds_of_a_resumed_run(tmp_path):
 
 def test_a_result_that_a_seed_lacks_is_left_out(tmp_path):
     """As where a seed was interrupted and its seconds are unknown."""
-    s = SimpleNamespace(seed=3, seeds=3, output_dir=str(tmp_path / "out"), resume="", epochs=1)
+    s = SimpleNamespace(seed=3, seeds=3, output_dir=str(tmp_path / "out"), resume="", epochs=1, figures=True)
 
     def run(s):
         with runs.Run("test", s) as run:
@@ -145,7 +145,7 @@ def test_resumed_seeds_record_the_first_command(tmp_path, monkeypatch):
             return run.finish({"model": (0.7, 0.6)}, dataset="digits", val_accuracy=0.7, test_accuracy=s.seed / 10)
 
     out = str(tmp_path / "out")
-    s = SimpleNamespace(seed=0, seeds=3, output_dir=out, resume="", epochs=1)
+    s = SimpleNamespace(seed=0, seeds=3, output_dir=out, resume="", epochs=1, figures=True)
     monkeypatch.setattr("sys.argv", ["test.py", "--seeds", "3"])
     with pytest.raises(KeyboardInterrupt):
         runs.run_seeds("test", run, s)

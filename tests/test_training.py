@@ -116,7 +116,7 @@ def reported(digits, tmp_path, capsys):
     rng, classes = np.random.default_rng(0), len(digits.classes)
     logits, tta_logits = ({name: 3 * np.eye(classes)[getattr(digits, name).y] + 2 * rng.standard_normal(
         (len(getattr(digits, name).y), classes)) for name in ("val", "test")} for _ in range(2))  # fmt: skip
-    with runs.Run("test", SimpleNamespace(output_dir=str(tmp_path))) as run:
+    with runs.Run("test", SimpleNamespace(output_dir=str(tmp_path), figures=True, save_weights=True)) as run:
         metrics = training.report(run, digits, "title", "my model", logits, tta_logits, other_rows={"other": (0.5, 0.25)},
                                   model="m", parameters=7)  # fmt: skip
     return tmp_path, metrics, capsys.readouterr().out, logits, tta_logits
@@ -140,7 +140,7 @@ def test_the_report_is_what_the_logits_say(reported, digits):
 
 def test_without_tta_nothing_is_said_of_it(digits, tmp_path, capsys):
     logits = {name: np.eye(10)[getattr(digits, name).y] for name in ("val", "test")}
-    with runs.Run("test", SimpleNamespace(output_dir=str(tmp_path))) as run:
+    with runs.Run("test", SimpleNamespace(output_dir=str(tmp_path), figures=True, save_weights=True)) as run:
         metrics = training.report(run, digits, "title", "my model", logits)
     assert not [name for name in metrics if "tta" in name]
     assert "TTA" not in capsys.readouterr().out
@@ -148,7 +148,7 @@ def test_without_tta_nothing_is_said_of_it(digits, tmp_path, capsys):
 
 def test_independent_sigmoids_give_their_own_loss_and_probabilities(digits, tmp_path):
     logits = {name: 6 * np.eye(10)[getattr(digits, name).y] - 3 for name in ("val", "test")}
-    with runs.Run("test", SimpleNamespace(output_dir=str(tmp_path))) as run:
+    with runs.Run("test", SimpleNamespace(output_dir=str(tmp_path), figures=True, save_weights=True)) as run:
         metrics = training.report(run, digits, "title", "my model", logits, loss="sigmoid")
     assert metrics["test_loss"] == pytest.approx(10 * np.log1p(np.exp(-3)))
     p = np.load(tmp_path / "test_probabilities.npy").astype(float)

@@ -87,6 +87,19 @@ class SameConv2d(nn.Conv2d):
             return super().forward(x)
 
 
+def cut_after(model, number):
+    """Remove the layers of `model` after convolution `number` and its block, so that this block gives the features.
+
+    0 changes nothing. The classifier no longer fits then and must be replaced.
+    """
+    if not number:
+        return
+    layers = list(model.backbone)
+    starts = [place for place, layer in enumerate(layers) if isinstance(layer, nn.Conv2d)]
+    if number < len(starts):
+        model.backbone = nn.Sequential(*layers[: starts[number]], nn.Flatten())
+
+
 def for_each(values, channels):
     """One value for each convolution; a single value is for all."""
     return tuple(values) * len(channels) if len(values) == 1 else tuple(values)

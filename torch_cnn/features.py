@@ -42,12 +42,12 @@ def flip_tta_logits(model, images, logits):
     return {split: values + predict_logits(model, getattr(images, split).X[:, :, ::-1]) for split, values in logits.items()}
 
 
-def cached_features(path, model, images, fallback_path=None):
+def cached_features(path, model, images, fallback_path=None, save=True):
     """Features, labels and indices of all three splits, in dataset order, from the cache `path` if it is valid.
 
     Returns {"X_train": (N, F) float32, "y_train": (N,), "indices_train": (N,), ... _val ... _test}. The cache records the
     weights, data and split it was made from; where they differ, features are extracted again and saved to fallback_path,
-    or `path`, and the reason is printed.
+    or `path`, and the reason is printed. Without `save`, no file is written.
     """
     weights = data.digest(*(value.cpu().numpy() for value in model.state_dict().values()))
     made_from = {"weights": weights, "data and split": images.fingerprint(), "layer": "flatten", "format": 2}
@@ -63,7 +63,8 @@ def cached_features(path, model, images, fallback_path=None):
         split = getattr(images, name)
         features[f"X_{name}"] = extract_features_numpy(model, split.X).cpu().numpy()
         features[f"y_{name}"], features[f"indices_{name}"] = split.y, split.indices
-    save_cache(path, features, made_from)
+    if save:
+        save_cache(path, features, made_from)
     return features
 
 
