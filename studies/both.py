@@ -1,0 +1,49 @@
+"""Studies of several networks: number of training images, label noise, training time; and those of the hybrid."""
+
+from studies.cnn import PLAIN as PLAIN_CNN
+from studies.study import Claim, Study, vary
+
+CNN = {**PLAIN_CNN, "norm": "batch"}
+MODELS = {
+    "MLP": {"script": "mlp", "recipe": "plain", "learning_rate": 0.001, "group": "NumPy MLP"},
+    "CNN": {"script": "cnn", **CNN, "group": "CNN"},
+    "hybrid": {"script": "hybrid", **CNN, "head_learning_rate": 0.0003, "group": "CNN features + NumPy MLP"},
+}
+FIXED_RATES = "Learning rates are fixed: MLP 0.001, CNN 0.003, the hybrid's MLP 0.0003."
+# images: (epochs, batch size)
+SIZES = {500: (60, 32), 1_500: (30, 32), 5_000: (15, 64), 15_000: (10, 128), 48_000: (5, 128)}
+TIMES = {"MLP": (2, 5, 12, 30), "CNN": (1, 2, 5, 12), "hybrid": (1, 2, 5, 12)}
+
+
+def models(changes):
+    """Variants of all three models. changes: {label: settings}."""
+    return {f"{model}, {name}": given | values for model, given in MODELS.items() for name, values in changes.items()}
+
+
+HEAD_RATES = (0.0001, 0.0003, 0.001)
+HYBRID = {"fixed": {**CNN, "head_epochs": 5}, "backbone": CNN, "seeds": 3, "learning_rates": HEAD_RATES}
+
+STUDIES = (
+    Study("training_images", "How does accuracy depend on the number of training images?", "mlp",
+          models({f"{size:,}": {"train_size": size, "epochs": epochs, "batch_size": batch_size}
+                  for size, (epochs, batch_size) in SIZES.items()}), "CNN, 48,000", seeds=3, x="train_size",
+          claims=(Claim("R1: the hybrid is better than its CNN, 93.28 to 93.37 %", "hybrid, 48,000", "CNN, 48,000"),),
+          note=FIXED_RATES),
+    Study("label_noise", "How much do wrong training labels cost?", "mlp",
+          models({f"{noise:g}": {"label_noise": noise} for noise in (0.0, 0.1, 0.2, 0.4)}), "CNN, 0", seeds=3,
+          x="label_noise", note=FIXED_RATES),
+    Study("training_time", "What accuracy does training time buy?", "mlp",
+          {f"{model}, {epochs} epoch{'s' * (epochs > 1)}": MODELS[model] | {"epochs": epochs}
+           for model, numbers in TIMES.items() for epochs in numbers}, "CNN, 5 epochs", seeds=3, x="seconds",
+          note=FIXED_RATES + " Times are of one thread, of the training and evaluation; two runs at once."),
+    Study("feature_layer", "Which of the CNN's layers gives the best features?", "hybrid",
+          {"convolution 1": {"feature_layer": 1}, "convolution 2": {"feature_layer": 2}, "convolution 3, the last": {}},
+          "convolution 3, the last", **HYBRID),
+    Study("head_size", "How large should the hybrid's MLP be?", "hybrid",
+          vary(head_hidden=((), (64,), (128, 64), (256, 128), (512, 256))), "256-128", **HYBRID),
+    Study("hybrid_training", "Frozen backbone, joint training or fine-tuning?", "hybrid",
+          {"frozen": {}, "joint": {"training": "joint"},
+           "fine-tuned": {"training": "joint", "from_backbone": True, "learning_rate": 0.0003}}, "frozen", **HYBRID,
+          note="joint: CNN and MLP from the start, five epochs. fine-tuned: joint training of the frozen variant's CNN for "
+               "five more epochs, with a new MLP."),
+)  # fmt: skip

@@ -1,0 +1,250 @@
+"""A study from its first run to its verdict: a learning rate for each variant, all seeds, paired tests, words."""
+
+import math
+import statistics
+from dataclasses import dataclass
+
+import numpy as np
+
+from studies.statistics import LEVEL, holm, paired_t
+from studies.study import learning_rate_of
+from support import runs
+
+RESERVED = ("learning_rates", "script", "seeds", "group", "from_backbone")  # of a variant: not settings
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line changes in every study."""
+
+    seeds: int = 0  # 0: the study's own
+    epochs: int = 0  # 0: the study's own
+    tune: bool = True  # each variant's learning rate is chosen on validation; otherwise all have the middle one
+    seed: int = 0
+
+
+@dataclass
+class Variant:
+    """A variant with its jobs. learning_rates: candidates, None for the setting's own."""
+
+    label: str
+    script: str
+    changes: dict
+    learning_rates: tuple
+    seeds: range
+    group: str = ""
+    from_backbone: bool = False
+    chosen: float | None = None
+
+
+def variants_of(study, options):
+    """The Variants of a study."""
+    variants = []
+    for label, given in study.variants.items():
+        script, rates = given.get("script", study.script), given.get("learning_rates", study.learning_rates) or (None,)
+        changes = study.fixed | {name: value for name, value in given.items() if name not in RESERVED}
+        if options.epochs:
+            frozen = script == "hybrid" and changes.get("training") != "joint"
+            changes |= {"epochs": options.epochs} | ({"head_epochs": options.epochs} if frozen else {})
+        if learning_rate_of(script, changes) in changes:
+            rates = (None,)
+        elif not options.tune:
+            rates = (rates[len(rates) // 2],)
+        num_seeds = options.seeds or min(study.seeds, given.get("seeds", study.seeds))
+        variants.append(Variant(label, script, changes, rates, range(options.seed, options.seed + num_seeds),
+                                given.get("group", ""), given.get("from_backbone", False)))  # fmt: skip
+    return variants
+
+
+class Comparison:
+    """The runs of one study. `jobs_to_tune` come first; after `choose`, `final_jobs`."""
+
+    def __init__(self, study, runner, options):
+        self.study, self.runner = study, runner
+        self.variants = variants_of(study, options)
+        self.backbones = {}
+        if study.backbone is not None:
+            seeds = sorted({seed for variant in self.variants for seed in variant.seeds})
+            self.backbones = {seed: runner.job("cnn", study.backbone | {"seed": seed}, is_backbone=True) for seed in seeds}
+        self.tuning = {(variant.label, rate): self.job(variant, rate, variant.seeds[0])
+                       for variant in self.variants for rate in variant.learning_rates if len(variant.learning_rates) > 1}
+        self.final = {}  # {(label, seed): Job}
+        if not self.tuning:
+            self.choose({})
+
+    def runs_by_script(self):
+        """{script: number of runs}. The first seed's final runs are among those of the tuning."""
+        counts = {"cnn": len(self.backbones)}
+        for variant in self.variants:
+            count = max(1, len(variant.learning_rates)) - 1 + len(variant.seeds)
+            counts[variant.script] = counts.get(variant.script, 0) + count
+        return counts
+
+    def job(self, variant, rate, seed):
+        changes = variant.changes | {"seed": seed}
+        if rate is not None:
+            changes[learning_rate_of(variant.script, changes)] = rate
+        frozen = variant.script == "hybrid" and changes.get("training", "frozen") == "frozen"
+        uses = self.backbones and (frozen or variant.from_backbone)
+        return self.runner.job(variant.script, changes, self.backbones[seed].key if uses else "")
+
+    def run(self):
+        """All runs: {key: row}."""
+        self.runner.counted = set()
+        self.runner.rows(list(self.backbones.values()))
+        rows = self.runner.rows(list(self.tuning.values()))
+        if self.tuning:
+            self.choose(rows)
+        return rows | self.runner.rows(list(self.final.values()))
+
+    def choose(self, rows):
+        """Give each variant the learning rate with the highest validation accuracy; of equal ones the smallest."""
+        for variant in self.variants:
+            scores = {rate: rows[self.tuning[variant.label, rate].key].get("val_accuracy", -1.0)
+                      for rate in sorted(variant.learning_rates)} if len(variant.learning_rates) > 1 else {}  # fmt: skip
+            variant.chosen = max(scores, key=scores.get) if scores else variant.learning_rates[0]
+            for seed in variant.seeds:
+                self.final[variant.label, seed] = self.job(variant, variant.chosen, seed)
+
+    def table(self, rows):
+        """A dict for each run, for runs.csv. The test results of the tuning's runs are left out: nobody chose by them."""
+        table = []
+        for (label, _), job in self.tuning.items():
+            table.append({"variant": label, "stage": "tuning"} | self.cells(job, rows[job.key], test=False))
+        for (label, _), job in self.final.items():
+            table.append({"variant": label, "stage": "final"} | self.cells(job, rows[job.key]))
+        return table
+
+    def cells(self, job, row, test=True):
+        names = ("epochs", "parameters", "val_accuracy", *(("test_accuracy", "test_loss", "test_ece") * test),
+                 "train_eval_accuracy", "seconds")  # fmt: skip
+        rate = job.settings[learning_rate_of(job.script, job.settings)]
+        cells = {"seed": job.settings["seed"], "learning_rate": rate} | {name: row.get(name, "") for name in names}
+        return cells | {"message": row.get("diverged", row.get("error", ""))}
+
+    def summary(self, rows):
+        """The content of summary.json."""
+        results = {variant.label: self.result(variant, rows) for variant in self.variants}
+        tests = self.tests(results)
+        first = next(iter(rows.values()), {})
+        seconds = sum(row.get("seconds", 0) for row in rows.values())
+        return {
+            "name": self.study.name, "question": self.study.question, "script": self.study.script,
+            "dataset": next((row["dataset"] for row in rows.values() if "dataset" in row), first.get("dataset", "")),
+            "baseline": self.study.baseline, "fixed": self.study.fixed, "seeds": max(len(v.seeds) for v in self.variants),
+            "epochs": self.epochs(), "variants": results, "tests": tests, "verdict": verdict(self.study, results, tests),
+            "claims": [claim_result(claim, tests) for claim in self.study.claims], "note": self.study.note,
+            "factors": list(self.study.factors), "x": self.study.x, "curves": self.study.curves,
+            "backbone": self.study.backbone, "run_seconds": round(seconds), "runs": len(rows), **runs.environment(),
+        }  # fmt: skip
+
+    def epochs(self):
+        """Numbers of epochs of all variants, increasing."""
+        return sorted({job.settings["head_epochs" if job.script == "hybrid" and job.settings["training"] == "frozen"
+                                    else "epochs"] for job in self.final.values()})  # fmt: skip
+
+    def result(self, variant, rows):
+        """One variant's entry of the summary."""
+        jobs = {seed: self.final[variant.label, seed] for seed in variant.seeds}
+        done = {seed: rows[job.key] for seed, job in jobs.items() if "val_accuracy" in rows[job.key]}
+        first = jobs[variant.seeds[0]].settings
+        result = {"learning_rate": first[learning_rate_of(variant.script, first)], "seeds": list(done),
+                  "settings": variant.changes, "script": variant.script, "group": variant.group}  # fmt: skip
+        rates = variant.learning_rates
+        if len(rates) > 1:
+            result |= {"learning_rates": sorted(rates), "at_edge": variant.chosen in (min(rates), max(rates))}
+        if len(done) < len(jobs):
+            lost = next(row for row in (rows[job.key] for job in jobs.values()) if "val_accuracy" not in row)
+            result |= {"failed": len(jobs) - len(done), "message": lost.get("diverged", lost.get("error", ""))}
+        if not done:
+            return result
+        result["parameters"] = next(iter(done.values()))["parameters"]
+        if self.study.x:
+            result["x"] = statistics.fmean(row["seconds"] for row in done.values()) if self.study.x == "seconds" else (
+                first[self.study.x])  # fmt: skip
+        for name in ("val_accuracy", "test_accuracy", "train_eval_accuracy", "seconds"):
+            values = [row[name] for row in done.values()]
+            result |= {name: statistics.fmean(values), f"{name}_std": statistics.stdev(values) if len(values) > 1 else 0.0}
+            result.setdefault("by_seed", {})[name] = values
+        if self.study.curves:
+            histories = [row["history"]["val_accuracy"] for row in done.values()]
+            result["val_accuracy_by_epoch"] = np.mean([h[: min(map(len, histories))] for h in histories], axis=0).tolist()
+        return result
+
+    def tests(self, results):
+        """A paired t test of each variant against the baseline, and of each claim; corrected over the study (Holm)."""
+        pairs = [(label, self.study.baseline) for label in results if label != self.study.baseline]
+        pairs += [(claim.better, claim.worse) for claim in self.study.claims if claim.better]
+        tests = []
+        for variant, against in dict.fromkeys(pairs):
+            test = paired_test(results[variant], results[against])
+            if test and (against, variant) not in {(other["variant"], other["against"]) for other in tests}:
+                tests.append({"variant": variant, "against": against} | test)
+        for test, p in zip(tests, holm([test["p"] for test in tests]), strict=True):
+            test["p_holm"] = p
+        return tests
+
+
+def paired_test(result, other):
+    """{"points": mean difference in test accuracy, ...} over the seeds that both have; None if these are fewer than two."""
+    seeds = [seed for seed in result["seeds"] if seed in other["seeds"]]
+    if len(seeds) < 2:
+        return None
+    values, others = (dict(zip(side["seeds"], side["by_seed"]["test_accuracy"], strict=True)) for side in (result, other))
+    points = [100 * (values[seed] - others[seed]) for seed in seeds]
+    return {"points": statistics.fmean(points), "points_std": statistics.stdev(points), "seeds": len(seeds),
+            "p": paired_t(points)}  # fmt: skip
+
+
+def word_of(test):
+    """better, worse or not distinguishable."""
+    return "not distinguishable" if test["p_holm"] >= LEVEL else "better" if test["points"] > 0 else "worse"
+
+
+def claim_result(claim, tests):
+    """{"text": ..., "verdict": "holds", "does not hold", "not distinguishable" or ""}, with the test's numbers."""
+    for test in tests:
+        sign = {(claim.better, claim.worse): 1, (claim.worse, claim.better): -1}.get((test["variant"], test["against"]))
+        if claim.better and sign:
+            word = {"better": "holds", "worse": "does not hold"}.get(word_of(test | {"points": sign * test["points"]}))
+            return {"text": claim.text, "verdict": word or "not distinguishable", "points": sign * test["points"],
+                    "p_holm": test["p_holm"]}  # fmt: skip
+    return {"text": claim.text, "verdict": "not tested" if claim.better else ""}
+
+
+def verdict(study, results, tests):
+    """One or two sentences made from the numbers."""
+    valid = {label: result for label, result in results.items() if "val_accuracy" in result}
+    if not valid:
+        return "Every variant diverged or failed."
+    best = max(valid, key=lambda label: valid[label]["val_accuracy"])
+    text = f"The best on validation is {best}: {percent(valid[best], 'test_accuracy')} on the test images."
+    groups = {"better": [], "worse": [], "not distinguishable": []}
+    for test in tests:
+        if test["against"] == study.baseline:
+            name = test["variant"] if len(tests) > 12 else f"{test['variant']} ({test['points']:+.2f})"
+            groups[word_of(test)].append(name)
+    sentences = []
+    for word, names in groups.items():
+        link = {"better": "better than", "worse": "worse than"}.get(word, "not distinguishable from")
+        if names and len(tests) > 12:
+            sentences.append(f"{len(names)} of {len(tests)} are {link} {study.baseline}")
+        elif names:
+            sentences.append(f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} {link} {study.baseline}")
+    failed = [label for label, result in results.items() if result.get("failed")]
+    if sentences:
+        text += " " + "; ".join(sentences) + "."
+    return text + (f" Diverged or failed in some seeds: {', '.join(failed)}." if failed else "")
+
+
+def percent(result, name):
+    return f"{100 * result[name]:.2f} ± {100 * result[name + '_std']:.2f} %"
+
+
+def interval(values):
+    """Half the width of the 95 % confidence interval of a mean, by Student's t; 0 for fewer than three values."""
+    if len(values) < 3:
+        return 0.0
+    from scipy.stats import t
+
+    return float(t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values)))
