@@ -20,6 +20,7 @@ import numpy as np
 
 RIGHT, WRONG, TRAIN, VAL, GREY = "#0072B2", "#D55E00", "#1f77b4", "#d1603d", "#666666"  # right, wrong: Okabe and Ito
 DPI = 160
+SERIES = ("#0072B2", "#E69F00", "#117733", "#AA4499", "#D55E00", "#56B4E9", "#332288", "#999933")  # of several lines
 MODEL_COLORS = {"NumPy MLP": "#E69F00", "CNN": "#117733", "CNN features + NumPy MLP": "#AA4499",
                 "CNN + NumPy MLP, trained jointly": "#332288", "other": "#666666"}  # fmt: skip
 

@@ -6,19 +6,17 @@ import json
 
 import numpy as np
 
-from plots import GREY, MODEL_COLORS, RIGHT, TRAIN, figure
+from plots import GREY, MODEL_COLORS, RIGHT, SERIES, TRAIN, figure
 from studies.comparison import interval
 from studies.study import label
 from support import files
-
-PALETTE = ("#0072B2", "#E69F00", "#117733", "#AA4499", "#D55E00", "#56B4E9", "#332288", "#999933")
 
 
 def write(folder, comparison, rows):
     """Write the files of a finished study into `folder`; return its summary. Raises files.FileError."""
     summary, table = comparison.summary(rows), comparison.table(rows)
     text = io.StringIO()
-    writer = csv.DictWriter(text, table[0], lineterminator="\n")
+    writer = csv.DictWriter(text, table[-1], restval="", lineterminator="\n")  # a final run has all columns
     writer.writeheader()
     writer.writerows(table)
     try:
@@ -82,8 +80,8 @@ def curves(ax, results):
     """Validation accuracy by epoch, the mean over the seeds."""
     for number, (name, result) in enumerate(results.items()):
         values = 100 * np.array(result["val_accuracy_by_epoch"])
-        ax.plot(np.arange(1, len(values) + 1), values, label=name, linewidth=1.6, color=PALETTE[number % len(PALETTE)],
-                linestyle=("-", "--", ":")[number // len(PALETTE) % 3])  # fmt: skip
+        ax.plot(np.arange(1, len(values) + 1), values, label=name, linewidth=1.6, color=SERIES[number % len(SERIES)],
+                linestyle=("-", "--", ":")[number // len(SERIES) % 3])  # fmt: skip
     ends = [100 * min(result["val_accuracy_by_epoch"][-1:]) for result in results.values()]
     best = 100 * max(max(result["val_accuracy_by_epoch"]) for result in results.values())
     ax.set_ylim(max(min(ends) - 3, best - 25), best + 0.6)
@@ -136,7 +134,7 @@ def lines(summary, results, title):
         groups.setdefault(result["group"], []).append(result)
     for number, (group, members) in enumerate(groups.items()):
         members = sorted(members, key=lambda result: result["x"])
-        x, color = [result["x"] for result in members], PALETTE[number % len(PALETTE)] if group else TRAIN
+        x, color = [result["x"] for result in members], SERIES[number % len(SERIES)] if group else TRAIN
         values = [100 * np.array(result["by_seed"]["test_accuracy"]) for result in members]
         for place, points in zip(x, values, strict=True):
             ax.plot(np.full(len(points), place), points, "o", color=color, alpha=0.4, markersize=4, markeredgewidth=0)
