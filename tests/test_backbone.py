@@ -219,3 +219,16 @@ def test_other_weights_files_are_refused(saved, tmp_path):
     files.save_weights(other, tensors, {"model": "mlp"})
     with pytest.raises(files.FileError, match=r"contains a NumPy MLP .*, expected a CNN \(backbone.safetensors\)"):
         backbone.restore(other)
+
+
+def test_features_of_an_earlier_convolution():
+    model = backbone.CNN((4, 8, 6), (1, 3), generator=torch.Generator().manual_seed(0)).eval()
+    X = torch.rand(5, 1, 28, 28)
+    with torch.no_grad():
+        after_two = model.backbone[:7]((X - model.mean) / model.std)  # conv, pool, norm, activation; conv, norm, activation
+        backbone.cut_after(model, 3)
+        assert model.features(X).shape == (5, 6 * 7 * 7)  # the last one: nothing is removed
+        backbone.cut_after(model, 2)
+        assert torch.equal(model.features(X), after_two.flatten(1))
+    assert after_two.shape == (5, 8, 14, 14)
+    assert [type(layer).__name__ for layer in model.backbone].count("Conv2d") == 2

@@ -137,3 +137,27 @@ def test_the_digits_are_said_to_be_digits(digits):
     assert digits.classes == tuple("0123456789")
     assert digits.train.X.shape[1:] == (28, 28)
     assert 0.9 < digits.train.X.max() <= 1
+
+
+def test_a_smaller_training_split_is_a_stratified_subset(digits):
+    small = data.load("digits", train_size=300)
+    assert len(small.train.y) == 300
+    assert np.isin(small.train.indices, digits.train.indices).all()
+    assert np.ptp(np.bincount(small.train.y)) <= 3
+    for split in ("val", "test"):
+        assert np.array_equal(getattr(small, split).X, getattr(digits, split).X)
+    with pytest.raises(data.DataError, match=r"--train-size 9,000: the training split has 1,233 images"):
+        data.load("digits", train_size=9_000)
+
+
+def test_label_noise_replaces_training_labels_by_other_classes(digits):
+    noisy = data.load("digits", label_noise=0.3)
+    assert np.mean(noisy.train.y != digits.train.y) == pytest.approx(0.3, abs=0.04)  # never the same class
+    assert (noisy.train.y.min(), noisy.train.y.max()) == (0, 9)
+    assert np.array_equal(noisy.train.X, digits.train.X)
+    for split in ("val", "test"):
+        assert np.array_equal(getattr(noisy, split).y, getattr(digits, split).y)
+    wrong = noisy.train.y != digits.train.y
+    counts = np.bincount((noisy.train.y - digits.train.y)[wrong] % 10, minlength=10)
+    assert counts[0] == 0
+    assert counts[1:].min() > 20  # each other class is drawn

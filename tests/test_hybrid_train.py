@@ -27,6 +27,7 @@ import data
 import hybrid_train
 import mlp_from_scratch as mlp
 from support import files
+from torch_cnn.features import predict_logits
 
 SMALL = ("--channels", 8, 16, "--pool-after", 1, 2, "--learning-rate", 0.1, "--head-hidden", 32)
 TINY = ("--dataset", "digits", "--quick", *SMALL)
@@ -243,3 +244,17 @@ def test_the_smoke_test_on_real_images(run_script, real_folder, tmp_path):
     assert metrics["dataset"] == "Fashion-MNIST (subset)"
     assert metrics["test_accuracy"] > 0.8
     assert metrics["cnn_test_accuracy"] > 0.8
+
+
+def test_an_earlier_layer_gives_the_features(frozen, run_script, tmp_path, images):
+    flags = ("--feature-layer", 1, "--head-epochs", 1, "--backbone", frozen[0] / "backbone.safetensors", "--no-figures")
+    done = run_script("hybrid_train", *TINY, *flags, "--output-dir", "run")
+    metrics = read_metrics(tmp_path / "run")
+    assert metrics["cnn_test_accuracy"] == read_metrics(frozen[0])["cnn_test_accuracy"], done.stderr
+    assert metrics["model"] == "CNN 8-16 + NumPy MLP 1568-32-10"  # 8 x 14 x 14 features
+    model, _ = hybrid_train.restore(tmp_path / "run/hybrid.safetensors")
+    accuracy = np.mean(predict_logits(model, images.test.X).argmax(axis=1) == images.test.y)
+    assert accuracy == metrics["test_accuracy"]
+    assert one_line(run_script("hybrid_train", *TINY, "--feature-layer", 3), 2).endswith("the CNN has 2 convolutions")
+    joint = run_script("hybrid_train", *TINY, "--feature-layer", 1, "--training", "joint")
+    assert one_line(joint, 2).endswith("--feature-layer: only for --training frozen")

@@ -23,7 +23,7 @@ from conftest import (
 import data
 import mlp_from_scratch as mlp
 from numpy_nn import layers
-from support import files
+from support import files, runs, settings
 
 OWN_FILES = FILES | {"weights.safetensors", "monitor.png", "distributions.png", "first_layer.png", "learning_rate.png"}
 DIGITS = ("--dataset", "digits")
@@ -181,3 +181,46 @@ def test_the_defaults_reach_89_percent(run_script, real_folder, tmp_path):
     metrics = read_metrics(tmp_path / "out")
     assert metrics["test_accuracy"] >= 0.89
     assert (metrics["train_size"], metrics["val_size"], metrics["test_size"]) == (48_000, 12_000, 10_000)
+
+
+def test_the_plain_recipe_replaces_defaults_but_no_flag(run_script, tmp_path):
+    flags = (*DIGITS, "--recipe", "plain", "--epochs", 1, "--hidden", 16)
+    succeeded(run_script("mlp_from_scratch", *flags, "--norm", "layer", "--output-dir", "run"))
+    s = read_metrics(tmp_path / "run")["settings"]
+    plain = mlp.RECIPES["plain"] | {"epochs": 1, "norm": "layer"}
+    assert {name: s[name] for name in plain} == plain
+    resumed = run_script("mlp_from_scratch", "--resume", "run")
+    assert resumed.returncode == 0, resumed.stderr
+
+
+def test_without_figures_and_weights_only_the_numbers_are_left(run_script, tmp_path):
+    flags = (*DIGITS, "--epochs", 2, "--hidden", 16, "--log-steps")
+    succeeded(run_script("mlp_from_scratch", *flags, "--output-dir", "all"))
+    succeeded(run_script("mlp_from_scratch", *flags, "--no-figures", "--no-save-weights", "--output-dir", "few"))
+    names = {"settings.json", "history.csv", "metrics.json", "steps.csv"}
+    assert {path.name for path in (tmp_path / "few").iterdir()} == names
+    assert {path.name for path in (tmp_path / "all").iterdir()} == OWN_FILES | {"steps.csv", "loss_by_step.png"}
+    few, complete = (read_metrics(tmp_path / name) for name in ("few", "all"))
+    assert few["test_accuracy"] == complete["test_accuracy"]
+
+
+def test_the_losses_of_all_steps(run_script, tmp_path):
+    flags = (*DIGITS, "--epochs", 2, "--hidden", 16, "--log-steps", "--output-dir", "run")
+    succeeded(run_script("mlp_from_scratch", *flags))
+    steps = np.loadtxt(tmp_path / "run/steps.csv", delimiter=",", skiprows=1)
+    with (tmp_path / "run/history.csv").open() as file:
+        history = list(csv.DictReader(file))
+    assert steps[:, 0].tolist() == list(range(1, 21))  # 1,233 images: 10 batches of 128, the last one of 81
+    weights = np.array([128] * 9 + [81]) / 1233
+    for epoch, row in enumerate(history):
+        mean = weights @ steps[10 * epoch : 10 * epoch + 10, 1]
+        assert float(row["train_loss"]) == pytest.approx(mean, abs=1e-5)
+
+
+def test_augmentation_drawn_once(digits, monkeypatch, tmp_path):
+    drawn = []
+    original = data.augment
+    monkeypatch.setattr(data, "augment", lambda X, *rest: drawn.append(len(X)) or original(X, *rest))
+    s = settings.load(mlp, data, runs, epochs=2, hidden=(8,), augment_once=True, output_dir=str(tmp_path / "run"))
+    mlp.run(s, digits)
+    assert drawn == [len(digits.train.y)]
