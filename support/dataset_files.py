@@ -4,15 +4,15 @@ import contextlib
 import hashlib
 import os
 import re
-import socket
 import sys
 import tempfile
 import warnings
 import zlib
-from http.client import HTTPException
 from pathlib import Path
 
 import numpy as np
+
+from support.download import fetch_verified
 
 IMAGE_SHAPE = (28, 28)
 HOMEPAGE = "https://github.com/zalandoresearch/fashion-mnist"
@@ -24,6 +24,7 @@ FILES = {
     "t10k-images-idx3-ubyte": ("bef4ecab320f06d8554ea6380940ec79", 4_422_102, "8181f5470baa50b63fa0f6fddb340f0a"),
     "t10k-labels-idx1-ubyte": ("bb300cfdad3c16e7a12a480ee83cd310", 5_148, "15d484375f8d13e6eb1aabb0c3f46965"),
 }
+LARGEST = 500_000_000  # bytes; Kaggle's largest file has 133 MB
 CSV_FILES = {"train": "fashion-mnist_train.csv", "test": "fashion-mnist_test.csv"}  # as on Kaggle
 SPLIT_FILES = {"train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", 60_000),
          "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte", 10_000)}  # fmt: skip
@@ -55,6 +56,8 @@ def remedy(folder):
 def locate(folder):
     """What `find` returns, after a download if need be. Raises Offline, or Incomplete, where that fails."""
     incomplete = None
+    if file := next((place for place in (folder, *folder.parents) if place.exists() and not place.is_dir()), None):
+        raise DataError(f"--data-dir {folder}: {file} is a file; name a folder")
     try:
         if files := find(folder):
             return files
@@ -109,8 +112,15 @@ def not_fashion(path, what):
     return DataError(f"{path}: {what}. Move it away and run again to download the right one, or copy it from {HOMEPAGE}")
 
 
+def check_size(path):
+    """Raise DataError for a file that is larger than any of the dataset's, before it is read."""
+    if path.stat().st_size > LARGEST:
+        raise not_fashion(path, f"{path.stat().st_size:,} bytes, more than any file of Fashion-MNIST")
+
+
 def read_idx(path, name, shape):
     """One of the four original files as uint8 of `shape`, gzipped or unpacked. Raises DataError."""
+    check_size(path)
     try:
         raw = path.read_bytes()
     except OSError as error:
@@ -152,8 +162,9 @@ def check_labels(y, path, unit, first):
 def read_csv(path, split, count):
     """Kaggle's form: a header `label,pixel1,...,pixel784`, then a row for each image. Raises DataError."""
     columns = ["label", *(f"pixel{i}" for i in range(1, 785))]
+    check_size(path)
     with open(path, encoding="utf-8", errors="replace") as file:
-        header = [name.strip() for name in file.readline().split(",")]
+        header = [name.strip() for name in file.readline(100_000).split(",")]
         if header != columns:
             missing = [name for name in columns if name not in header]
             digits = " (digit MNIST's CSV files have such a header)" if {"1x1", "pixel0"} & set(header) else ""
@@ -191,24 +202,26 @@ def read_csv(path, split, count):
 def download(folder):
     """Fetch the four files into torchvision's layout below `folder`. Raises Offline."""
     new = not folder.exists()
-    timeout = socket.getdefaulttimeout()
     try:
         from torchvision.datasets import FashionMNIST  # the only use of torchvision, and through it of torch
 
-        socket.setdefaulttimeout(20)  # seconds; without it, a network that swallows packets would hang for minutes
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as temporary:
-            FashionMNIST(temporary, download=True)  # checks the md5 sums; interrupted, it leaves nothing behind
+        if not os.access(folder, os.W_OK):
+            raise OSError("the folder cannot be written to")
+        contents = {name: fetch_verified([mirror + name for mirror in FashionMNIST.mirrors], md5)
+                    for name, md5 in FashionMNIST.resources}  # fmt: skip
+        with tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as temporary:  # all four files, or none
+            for name, content in contents.items():
+                Path(temporary, name).write_bytes(content)
             raw = folder / "FashionMNIST" / "raw"
             raw.mkdir(parents=True, exist_ok=True)
-            for name in FILES:  # what is there already stays, right or wrong: reading it will tell
-                if not (raw / f"{name}.gz").exists():
-                    os.replace(Path(temporary, "FashionMNIST", "raw", f"{name}.gz"), raw / f"{name}.gz")
-    except (OSError, RuntimeError, ImportError, HTTPException) as error:
-        if new:
-            with contextlib.suppress(OSError):  # it may not be there, or another process may be using it
-                folder.rmdir()
+            for name in contents:  # what is there already stays, right or wrong: reading it will tell
+                if not (raw / name).exists():
+                    os.replace(Path(temporary, name), raw / name)
+    except (OSError, RuntimeError, ImportError) as error:
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         raise Offline(f"no Fashion-MNIST in {folder}, and it could not be downloaded ({reason})") from None
     finally:
-        socket.setdefaulttimeout(timeout)
+        if new:
+            with contextlib.suppress(OSError):  # it is not empty, or not there
+                folder.rmdir()
