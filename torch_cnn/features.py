@@ -1,7 +1,9 @@
 """Features and logits of a trained CNN: extraction in eval mode and dataset order, the feature cache, flip TTA."""
 
 import json
+import math
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -52,7 +54,7 @@ def cached_features(path, model, images, fallback_path=None, save=True):
     weights = data.digest(*(value.cpu().numpy() for value in model.state_dict().values()))
     made_from = {"weights": weights, "data and split": images.fingerprint(), "layer": "flatten", "format": 2}
     if path.exists():
-        features, reason = load_cache(path, made_from)
+        features, reason = load_cache(path, made_from, cache_layout(model, images))
         if features:
             print(f"features loaded from {path}")
             return features
@@ -68,17 +70,49 @@ def cached_features(path, model, images, fallback_path=None, save=True):
     return features
 
 
-def load_cache(path, made_from):
-    """(features, "") of a valid cache, or (None, reason)."""
+def cache_layout(model, images):
+    """{name: (shape, dtype)} of the arrays in the cache of the model's features."""
+    layout = {}
+    for name in SPLITS:
+        n = len(getattr(images, name).y)
+        layout[f"X_{name}"] = (n, model.classifier.in_features), np.dtype(np.float32)
+        layout[f"y_{name}"] = layout[f"indices_{name}"] = (n,), np.dtype(np.int64)
+    return layout
+
+
+def load_cache(path, made_from, layout):
+    """(features, "") of a valid cache, or (None, reason). layout: as from `cache_layout`."""
     try:
+        with zipfile.ZipFile(path) as archive:
+            check_layout(archive, layout)
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             recorded = json.loads(str(file["made_from"]))
             changed = [name for name in made_from if recorded.get(name) != made_from[name]]
             if changed:
                 return None, f"was made from other {' and other '.join(changed)}"
-            return {f"{kind}_{name}": file[f"{kind}_{name}"] for kind in ("X", "y", "indices") for name in SPLITS}, ""
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
-        return None, f"cannot be read ({error})"
+            return {name: file[name] for name in layout}, ""
+    except Exception as error:  # whatever is wrong with it, the features can be extracted again
+        return None, f"cannot be read ({files.first_line(error)})"
+
+
+def check_layout(archive, layout):
+    """Raise ValueError, before anything is allocated, where the arrays in an open ZipFile are not those of the layout.
+
+    Then a file that declares hundreds of gigabytes is not believed.
+    """
+    size = Path(archive.filename).stat().st_size
+    for name in ("made_from", *layout):
+        info = archive.getinfo(f"{name}.npy")
+        with archive.open(info) as file:
+            if np.lib.format.read_magic(file) != (1, 0):
+                raise ValueError(f"{name}: not an array as this project writes them")
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+            header = file.tell()
+        stored = info.compress_type == zipfile.ZIP_STORED and info.file_size <= size
+        if not stored or header + math.prod(shape) * dtype.itemsize != info.file_size:
+            raise ValueError(f"{name}: its size is not that of its data")
+        if name in layout and (shape, dtype) != layout[name]:
+            raise ValueError(f"{name} is {dtype} of shape {shape}, expected {layout[name][1]} of {layout[name][0]}")
 
 
 def save_cache(path, features, made_from):
