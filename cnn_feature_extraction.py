@@ -209,28 +209,36 @@ class Trainer(training.Trainer):
                          "world_size": self.processes.world_size, "precision": dtype_name(self.dtype)}  # fmt: skip
 
     def load_state_dict(self, tensors, metadata):
-        """Continue from what `state_dict` has returned. Raises ValueError, RuntimeError or LookupError."""
+        """Continue from what `state_dict` has returned. Raises one of files.DAMAGED where that does not fit."""
+        self.load_history(metadata["history"], metadata["step_losses"])
         tensors = {prefix: {name.removeprefix(f"{prefix}."): torch.from_numpy(array)
                             for name, array in tensors.items() if name.startswith(f"{prefix}.")}
                    for prefix in ("model", "ema_model", "optimizer", "head")}  # fmt: skip
         if metadata["world_size"] != self.processes.world_size:
             raise ValueError(f"of a training with {metadata['world_size']} processes, not {self.processes.world_size}")
-        if metadata["steps"] and not tensors["optimizer"]:
-            raise ValueError("the optimizer's state is missing")
         self.model.load_state_dict(tensors["model"])
         self.ema_model.load_state_dict(tensors["ema_model"])
         parameters, state = self.optimizer.param_groups[0]["params"], {}
         for name, value in tensors["optimizer"].items():
             number, name = name.split(".", 1)
             like = parameters[int(number)]
-            if value.shape == like.shape:  # in the same memory format, so that the same instructions process it
+            if name != "step":  # in the same memory format, so that the same instructions process it
+                if value.shape != like.shape:
+                    raise ValueError(f"optimizer.{number}.{name} has shape {tuple(value.shape)}, not {tuple(like.shape)}")
                 value = torch.empty_like(like, requires_grad=False).copy_(value)
             state.setdefault(int(number), {})[name] = value
+        names = {"momentum_buffer"} if self.s.optimizer == "nesterov" else {"step", "exp_avg", "exp_avg_sq"}
+        if self.history["epoch"] and [values.keys() for values in state.values()] != [names] * len(parameters):
+            raise ValueError("the optimizer's state is missing")
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
         if self.head:
             self.head.load_optimizer_state_dict(tensors["head"])
-        self.steps, self.history, self.step_losses = (metadata[key] for key in ("steps", "history", "step_losses"))
-        self.dtype = getattr(torch, metadata["precision"])
+        epochs, self.steps = len(self.history["epoch"]), int(self.ema_model.n_averaged)
+        if not epochs * (self.steps_per_epoch - 1) <= self.steps <= epochs * self.steps_per_epoch:  # one may be left out
+            raise ValueError(f"{self.steps} steps in {epochs} epochs")
+        if self.head and self.head.optimizer.t != self.steps:
+            raise ValueError(f"{self.steps} steps of the CNN, {self.head.optimizer.t} of the MLP")
+        self.dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[metadata["precision"]]
 
 
 def dtype_name(dtype):

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from support.dataset_files import DataError, Offline, locate, read, remedy
+from support.files import digest
 
 # ---- settings: edit here, or override on the command line (--data-dir DIR) ----
 # -- data
@@ -200,15 +201,6 @@ def batches(n, batch_size, rng):
     """Index arrays (batch_size,) that visit range(n) once in random order; the last one may be shorter."""
     order = rng.permutation(n)
     return [order[start : start + batch_size] for start in range(0, n, batch_size)]
-
-
-def digest(*arrays):
-    """Hexadecimal BLAKE2b of the arrays' shapes, types and bytes."""
-    hasher = hashlib.blake2b(digest_size=16)
-    for array in arrays:
-        hasher.update(f"{array.shape} {array.dtype}".encode())
-        hasher.update(np.ascontiguousarray(array).data)
-    return hasher.hexdigest()
 
 
 def digest_text(text):

@@ -107,8 +107,9 @@ class NumpyHead(nn.Module):
         return {"moments": self.optimizer.state, "t": np.array(self.optimizer.t)}
 
     def load_optimizer_state_dict(self, state):
-        """Continue from what `optimizer_state_dict` has returned and from the buffer."""
-        self.optimizer.state[...], self.optimizer.t = state["moments"], int(state["t"])
+        """Continue from what `optimizer_state_dict` has returned, as tensors, and from the buffer."""
+        files.copy_into({"moments": self.optimizer.state}, {"moments": state["moments"].numpy()})
+        self.optimizer.t = int(state["t"])
         self.mlp.params[:] = self.params.cpu().numpy()
 
 
@@ -129,11 +130,17 @@ def restore(path):
     tensors, metadata = files.load_weights(path, "hybrid")
     with files.checked_format(path):
         config = metadata["head"]
-        model = backbone.build(SimpleNamespace(**metadata["settings"]), len(metadata["classes"]))
-        backbone.cut_after(model, metadata["settings"].get("feature_layer", 0))
-        network = mlp.MLP(config["sizes"], activation=config["activation"], norm=config["norm"])
-        model.classifier = NumpyHead(network, 0.0, metadata["feature_mean"], metadata["feature_std"])
-        model.load_state_dict({name: torch.from_numpy(value) for name, value in tensors.items()})
+        network = mlp.MLP(config["sizes"], activation=config["activation"], norm=config["norm"],
+                          num_values=tensors["classifier.params"].size)  # fmt: skip
+        model, s = backbone.build_empty(metadata), metadata["settings"]
+        (n_in, *_, n_out), number = network.config["sizes"], s.get("feature_layer", 0)
+        backbone.cut_after(model, number)
+        cut = 0 < number < len(s["channels"])
+        num_features = backbone.num_features_after(number, **s) if cut else model.classifier.in_features
+        if (n_in, n_out) != (num_features, len(metadata["classes"])):
+            raise ValueError(f"an MLP {network.name} for {num_features} features and {len(metadata['classes'])} classes")
+        model.classifier = NumpyHead(network, 0.0, float(metadata["feature_mean"]), float(metadata["feature_std"]))
+        backbone.load_tensors(model, tensors)
     return model.eval(), metadata
 
 
@@ -173,13 +180,14 @@ def load_head(path, images, s):
     """The NumpyHead of the file `path`, to continue in joint training. Raises files.FileError for one that does not fit."""
     network, metadata = mlp.restore(path)
     (n_in, *_, n_out), num_features = network.config["sizes"], backbone.build(s).classifier.in_features
-    if network.config["norm"] == "batch" or not isinstance(metadata["mean"], float):
-        raise files.FileError(f"{path}: joint training needs a head from this script, without batch normalization")
-    if n_in != num_features or tuple(metadata["classes"]) != tuple(images.classes):
-        raise files.FileError(f"{path}: is a head for {n_in:,} features and {n_out} classes of {metadata['dataset']}; "
-                              f"expected {num_features:,} features and {len(images.classes)} classes of {images.name}")
-    check_split(path, metadata, s)
-    return NumpyHead(network, s.joint_learning_rate, metadata["mean"], metadata["std"])
+    with files.checked_format(path):
+        if network.config["norm"] == "batch" or not isinstance(metadata["mean"], float):
+            raise files.FileError(f"{path}: joint training needs a head from this script, without batch normalization")
+        if n_in != num_features or tuple(metadata["classes"]) != tuple(images.classes):
+            raise files.FileError(f"{path}: is a head for {n_in:,} features and {n_out} classes of {metadata['dataset']}; "
+                                  f"expected {num_features:,} features and {len(images.classes)} classes of {images.name}")
+        check_split(path, metadata, s)
+        return NumpyHead(network, s.joint_learning_rate, metadata["mean"], float(metadata["std"]))
 
 
 def load_backbone(path, images, s):

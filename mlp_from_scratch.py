@@ -80,11 +80,12 @@ class MLP(FlatParameters):
     """Hidden layers of Linear, norm, activation and dropout, then a Linear layer whose output are the logits.
 
     sizes (784, 256, 128, 10) give 784-256-128-10. The layers' parameters and gradients are views into the flat vectors
-    `params` and `grads`. rng draws the initial weights, dropout_rng the dropout masks.
+    `params` and `grads`. rng draws the initial weights, dropout_rng the dropout masks. num_values: of its parameters and
+    buffers, if known from a file; others raise ValueError.
     """
 
     def __init__(self, sizes, rng=None, *, activation="relu", norm="none", dropout=0.0, input_dropout=0.0, init="he",
-                 init_scale=0.01, dropout_rng=None, dtype=np.float32):  # fmt: skip
+                 init_scale=0.01, dropout_rng=None, dtype=np.float32, num_values=None):  # fmt: skip
         self.name = "-".join(map(str, sizes))  # as in 784-256-128-10
         self.config = {"sizes": tuple(sizes), "activation": activation, "norm": norm}  # what a weights file contains
         self.layers = [Dropout(input_dropout, dropout_rng)] if input_dropout else []
@@ -98,7 +99,7 @@ class MLP(FlatParameters):
         self.layers.append(Linear(*sizes[-2:], init, init_scale))
 
         self.first = next(layer for layer in self.layers if layer.shapes)  # whose dx nothing needs
-        self._allocate(dtype)
+        self._allocate(dtype, num_values)
         if rng is not None:
             for layer in self.layers:
                 layer.init(rng)
@@ -275,20 +276,18 @@ class Trainer(training.Trainer):
         return tensors | {f"best.{name}": array for name, array in self.best.items()}, metadata
 
     def load_state_dict(self, tensors, metadata):
-        """Continue from what `state_dict` has returned. Raises KeyError or ValueError where that does not fit."""
-        targets, _ = self.state_dict()
-        for name, array in targets.items():
-            if tensors[name].shape != array.shape:
-                raise ValueError(f"{name} has shape {tensors[name].shape}, expected {array.shape}")
-        for name, array in targets.items():
-            array[...] = tensors[name]
-        self.epoch, self.best_epoch, self.best_accuracy = (metadata[key] for key in ("epoch", "best_epoch", "best_accuracy"))
-        self.optimizer.t, self.history = metadata["optimizer_t"], metadata["history"]
-        self.step_losses = metadata["step_losses"]
+        """Continue from what `state_dict` has returned. Raises one of files.DAMAGED where that does not fit."""
+        self.load_history(metadata["history"], metadata["step_losses"])
+        files.copy_into(self.state_dict()[0], tensors)
+        self.epoch = len(self.history["epoch"])
+        self.optimizer.t = self.epoch * self.steps_per_epoch
         if self.ema:
-            self.ema.t = metadata["ema_t"]
-        if self.plateau:
-            vars(self.plateau).update(metadata["plateau"])
+            self.ema.t = self.optimizer.t
+        for loss in self.history["val_loss"] if self.plateau else ():
+            self.plateau.step(loss)
+        for epoch, accuracy in enumerate(self.history["val_accuracy"] if self.s.patience else (), 1):
+            if accuracy > self.best_accuracy:
+                self.best_epoch, self.best_accuracy = epoch, accuracy
         if self.monitor:
             self.monitor.load_state_dict(metadata["monitor"])
         for name, rng in self.rngs.items():
@@ -304,11 +303,9 @@ def restore(path):
     """(model, metadata) of a file that `save` wrote. Raises files.FileError."""
     tensors, metadata = files.load_weights(path, "mlp")
     with files.checked_format(path):
-        model = MLP(metadata["sizes"], activation=metadata["activation"], norm=metadata["norm"])
-        for name, view in model.views.items():
-            if tensors[name].shape != view.shape:
-                raise ValueError(f"{name} has shape {tensors[name].shape}, expected {view.shape}")
-            view[...] = tensors[name]
+        model = MLP(metadata["sizes"], activation=metadata["activation"], norm=metadata["norm"],
+                    num_values=sum(array.size for array in tensors.values()))  # fmt: skip
+        files.copy_into(model.views, tensors)
     return model, metadata
 
 
@@ -368,11 +365,10 @@ def run(s, images=None):
         X = augment(X) if augmented else data.standardize(X, mean, std)
     trainer.monitor = TrainingMonitor(model, X_val[:1000], s)
     split = data.digest(images.train.indices, images.train.y)
-    if s.resume:
-        runs.load_checkpoint(trainer, s, split)
 
     with runs.Run("mlp_from_scratch", s) as run:
         if s.resume:
+            runs.load_checkpoint(trainer, s, split)
             run.resume(trainer.history)
         trainer.fit(X, images.train.y, X_val, images.val.y, run.log, lambda: run.save_checkpoint(trainer, split),
                     (X_eval, images.train.y[: len(X_eval)]))  # fmt: skip

@@ -11,12 +11,12 @@ than the NumPy network takes for its first epoch.
 
 import argparse
 import csv
-import json
-import os
 import textwrap
 from pathlib import Path
 
 import numpy as np
+
+from support import files
 
 RIGHT, WRONG, TRAIN, VAL, GREY = "#0072B2", "#D55E00", "#1f77b4", "#d1603d", "#666666"  # right, wrong: Okabe and Ito
 DPI = 160
@@ -305,10 +305,16 @@ def image_grid(ax, pictures, columns, **options):
 
 
 def read_history(path):
-    """{column: list of floats} of a history.csv."""
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    return {column: [float(row[column]) for row in rows] for column in (rows[0] if rows else ())}
+    """{column: list of floats} of a history.csv. Raises files.FileError for a damaged one."""
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        history = {column: [float(row[column]) for row in rows] for column in (rows[0] if rows else ())}
+        if not {"train_loss", "train_accuracy"} <= history.keys() or not np.isfinite(list(history.values())).all():
+            raise ValueError("not finite losses and accuracies in every row")
+    except (csv.Error, *files.DAMAGED) as error:
+        raise files.FileError(f"{path}: damaged ({error})") from None
+    return history
 
 
 def curves_of_run(folder, metrics):
@@ -333,10 +339,10 @@ def curves_of_run(folder, metrics):
 
 
 def redraw(folder):
-    """{file name: Figure or text} from the files of a run. Raises OSError and ValueError for a folder that is no run's."""
+    """{file name: Figure or text} of a run's files. Raises OSError, FileError or one of files.DAMAGED for another folder."""
     import data  # which is above this module: only here
 
-    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    metrics = files.read_json(folder / "metrics.json")
     s, figures = metrics["settings"], curves_of_run(folder, metrics)
     path = folder / "test_probabilities.npy"
     if path.exists():
@@ -359,15 +365,14 @@ def main(argv=None):
                 figures = redraw(folder)
             except OSError as error:
                 raise SystemExit(f"plots.py: {folder}: not a finished run ({error.filename}: {error.strerror})") from None
-            except (ValueError, KeyError, SystemExit) as error:
+            except (files.FileError, *files.DAMAGED, SystemExit) as error:
                 raise SystemExit(f"plots.py: {folder}: not a finished run ({error})") from None
             for name, content in figures.items():
-                temporary = folder / f".{name}"
-                if isinstance(content, str):
-                    temporary.write_text(content, encoding="utf-8")
-                else:
-                    content.savefig(temporary, format="png")
-                os.replace(temporary, folder / name)
+                with files.atomic_write(folder / name) as temporary:
+                    if isinstance(content, str):
+                        temporary.write_text(content, encoding="utf-8")
+                    else:
+                        content.savefig(temporary, format="png")
             print(f"{folder}: {', '.join(figures) or 'nothing to draw from'}")
 
 

@@ -12,7 +12,11 @@ class FlatParameters:
     parameters and buffers; `weights` is [(W, dW), ...] of the Linear layers.
     """
 
-    def _allocate(self, dtype):
+    def _allocate(self, dtype, expected=None):
+        """expected: number of parameters and buffers in a file. Raises ValueError, before it allocates, for another one."""
+        size = self._num_elements("shapes") + self._num_elements("buffer_shapes")
+        if expected not in (None, size):
+            raise ValueError(f"a network of its layer sizes has {size:,} values, and the file {expected:,}")
         self.params, self.grads = (np.zeros(self._num_elements("shapes"), dtype) for _ in range(2))
         self.buffers = np.zeros(self._num_elements("buffer_shapes"), dtype)
         self._bind_views()

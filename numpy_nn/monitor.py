@@ -39,7 +39,17 @@ class TrainingMonitor:
         return {"history": self.history, "reported": self.reported}
 
     def load_state_dict(self, state):
-        self.history, self.reported = state["history"], state["reported"]
+        """Continue from what `state_dict` has returned. Raises KeyError, TypeError or ValueError for anything else."""
+        history, reported, layers = state["history"], state["reported"], len(self.linear)
+        epochs = len(history["epoch"])
+        for column in self.history:
+            shape = (epochs,) if column == "epoch" or not epochs else (epochs, layers - (column == "dead"))
+            array = np.asarray(history[column])
+            if array.shape != shape or array.dtype.kind not in "iuf":
+                raise ValueError(f"the monitor's {column} is not a number for each layer and epoch")
+        if type(reported) is not list or not all(isinstance(problem, str) for problem in reported):
+            raise ValueError("the monitor's advice is not a list of texts")
+        self.history, self.reported = {column: history[column] for column in self.history}, reported
 
     def before_step(self):
         """To be called before the last step of the epoch."""

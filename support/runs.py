@@ -7,6 +7,7 @@
                               *.png           figures
 """
 
+import contextlib
 import csv
 import gc
 import importlib.metadata
@@ -15,11 +16,11 @@ import json
 import os
 import platform
 import shlex
+import signal
 import statistics
 import sys
 import textwrap
 import time
-from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -51,8 +52,9 @@ class Diverged(Exception):
 
 
 def cli(main):
-    """Call `main`. A user's mistake ends in one line on stderr and exit code 1 or 2; Ctrl-C in one line and 130."""
+    """Call `main`. A user's mistake ends in one line on stderr and exit code 1 or 2; Ctrl-C or SIGTERM in one and 130."""
     try:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         main()
     except KeyboardInterrupt as interrupt:
         print(f"\ninterrupted{interrupt}", file=sys.stderr)
@@ -71,10 +73,11 @@ def cli(main):
         sys.exit(getattr(error, "exit_code", 1))
 
 
-def new_folder(script, settings):
+def new_folder(script, settings, lock):
     """Create the folder settings["output_dir"], or runs/<script>/<date_time>, with settings.json; return its path.
 
-    An earlier run in the same folder is renamed, never overwritten. Raises files.FileError.
+    It is locked until the ExitStack `lock` is closed. An earlier run in the same folder is renamed, never overwritten.
+    Raises files.FileError.
     """
     now = time.strftime("%Y-%m-%d_%H-%M-%S")
     path = Path(settings["output_dir"] or Path("runs", script, now))
@@ -83,32 +86,53 @@ def new_folder(script, settings):
             raise files.FileError(f"--output-dir {path}: is the current folder or above it; name a new folder")
         while not settings["output_dir"] and path.exists():  # a run started in the same second
             path = path.with_name(path.name + "_")
+        path.mkdir(parents=True, exist_ok=bool(settings["output_dir"]))
+        lock.enter_context(files.locked(path))
         if (path / "settings.json").exists():
             earlier = path.with_name(f"{path.name}.before_{now}")
+            if sys.platform == "win32":  # which renames no folder with an open file; others stay locked until the end
+                lock.close()
             path.rename(earlier)
+            (earlier / ".lock").unlink(missing_ok=True)
             print(f"the earlier run in this folder is now in {earlier}")
-        path.mkdir(parents=True, exist_ok=bool(settings["output_dir"]))
+            path.mkdir(exist_ok=True)
+            lock.enter_context(files.locked(path))
         files.write_text(path / "settings.json", json.dumps(settings, indent=2) + "\n")
     except OSError as error:
         raise files.FileError(f"cannot write to {path}: {error.strerror}; choose another --output-dir") from None
     return path
 
 
+def resumed_folder(path, lock):
+    """The Path of a run that is to be continued, locked as in `new_folder`, without half-written files."""
+    lock.enter_context(files.locked(path))
+    files.remove_partial(path)
+    return Path(path)
+
+
+def not_written(error, script, folder):
+    """The FileError that says of a files.WriteError how to continue the run in `folder`, or all of its seeds."""
+    if folder.name.startswith("seed_") and (folder.parent / "settings.json").exists():
+        folder = folder.parent
+    command = shlex.join(["python", f"{script}.py", "--resume", str(folder)])
+    return files.FileError(f"{error}; once that is mended, continue with: {command}")
+
+
 class Run:
     """The folder of one run: `with Run("mlp_from_scratch", settings) as run: ...`
 
-    The folder is created at once; an earlier run in the same `--output-dir` is renamed. With settings.resume, the folder
-    of an interrupted run, that folder is used; until `resume` is called, only its half-written files are removed.
+    The folder is created and locked at once; an earlier run in the same `--output-dir` is renamed. With settings.resume, the
+    folder of an interrupted run, that folder is used; until `resume` is called, only its half-written files are removed.
+    Raises files.FileError, as for a folder that another run is writing to.
     """
 
     def __init__(self, script, settings):
-        self.settings, self.histories, self.with_header = vars(settings), {}, set()
+        self.script, self.settings, self.histories, self.with_header = script, vars(settings), {}, set()
         resumed = self.settings.get("resume")
         gc.collect()  # saved figures are in reference cycles that may hold an earlier run's features
         self.start = None if resumed else time.perf_counter()
-        self.path = Path(resumed) if resumed else new_folder(script, self.settings)
-        for half_written in self.path.glob(".[0-9]*.*") if resumed else ():  # by a process that was killed
-            half_written.unlink()
+        self.lock = contextlib.ExitStack()
+        self.path = resumed_folder(resumed, self.lock) if resumed else new_folder(script, self.settings, self.lock)
 
     def __enter__(self):
         values = "  ".join(f"{name}={value!r}".replace(", ", ",") for name, value in self.settings.items())
@@ -116,6 +140,9 @@ class Run:
         return self
 
     def __exit__(self, kind, error, traceback):
+        self.lock.close()
+        if kind is files.WriteError:
+            raise not_written(error, self.script, self.path) from None
         if kind is KeyboardInterrupt:
             raise KeyboardInterrupt(f": what was saved so far is in {self.path}") from None
         if kind is Diverged and (self.path / CHECKPOINT).exists():
@@ -202,17 +229,27 @@ def run_seeds(script, run, s, check_settings=lambda s: None):
     check_settings(s)
     if s.seeds == 1:
         return run(s)
-    folder = Path(s.resume) if s.resume else new_folder(script, vars(s))
+    with contextlib.ExitStack() as lock:
+        folder = resumed_folder(s.resume, lock) if s.resume else new_folder(script, vars(s), lock)
+        try:
+            return run_seeds_in(folder, run, s)
+        except files.WriteError as error:
+            raise not_written(error, script, folder) from None
+
+
+def run_seeds_in(folder, run, s):
+    """The runs of `run_seeds`, in `folder`."""
     runs = []
     for number, seed in enumerate(range(s.seed, s.seed + s.seeds), 1):
         path = folder / f"seed_{seed}"
-        finished = (path / "metrics.json").exists()
-        print(f"\nseed {seed}, {number} of {s.seeds}" + (": already finished" if finished else ""))
-        if not finished:
+        metrics = finished_metrics(path / "metrics.json")
+        print(f"\nseed {seed}, {number} of {s.seeds}" + (": already finished" if metrics else ""))
+        if not metrics:
             started = str(path) if (path / "settings.json").exists() else ""
             run(SimpleNamespace(**vars(s) | {"seed": seed, "seeds": 1, "output_dir": str(path), "resume": started}))
             gc.collect()  # figures and networks refer to themselves; the next seed needs their memory
-        runs.append(json.loads((path / "metrics.json").read_text(encoding="utf-8")))
+            metrics = files.read_json(path / "metrics.json")
+        runs.append(metrics)
     metrics = summarize(runs) | {"seeds": list(range(s.seed, s.seed + s.seeds)), "settings": vars(s)}
     metrics |= {"command": runs[0]["command"], **environment()}  # not the --resume by which a later seed was continued
     files.write_text(folder / "metrics.json", json.dumps(metrics, indent=2, allow_nan=False) + "\n")
@@ -226,11 +263,29 @@ def run_seeds(script, run, s, check_settings=lambda s: None):
     return metrics
 
 
+def finished_metrics(path):
+    """The metrics of a finished run, from its metrics.json; None where there is none, or where it is damaged: set aside."""
+    if not path.exists():
+        return None
+    try:
+        metrics = files.read_json(path)
+        if not (all(isinstance(metrics.get(name), float) for name in ("val_accuracy", "test_accuracy"))
+                and all(isinstance(metrics.get(name), str) for name in ("dataset", "model", "command"))):  # fmt: skip
+            raise files.FileError(f"{path}: damaged (results are missing)")
+    except files.FileError as error:
+        aside = path.with_name("metrics.json.damaged")
+        path.replace(aside)
+        print(f"{error}: it is now {aside}, and the seed is run again", file=sys.stderr)
+        return None
+    return metrics
+
+
 def summarize(runs):
     """The metrics of several seeds as one dict: what all have in common, and of every float NAME, NAME_std and by_seed."""
     common = {name: value for name, value in runs[0].items()  # not always the seconds
-              if all(name in run and (isinstance(value, float) or run[name] == value) for run in runs)}  # fmt: skip
-    if common.pop("peak_memory_mib", 0):
+              if all(run.get(name) == value or (isinstance(value, float) and isinstance(run.get(name), float))
+                     for run in runs)}  # fmt: skip
+    if isinstance(common.pop("peak_memory_mib", 0), float):
         common["peak_memory_mib"] = max(run["peak_memory_mib"] for run in runs)
     results = [name for name, value in common.items() if isinstance(value, float) and name != "peak_memory_mib"]
     by_seed = {name: [run[name] for run in runs] for name in results}
@@ -261,6 +316,10 @@ def load_checkpoint(trainer, s, split):
             different = sorted(name for name in current if metadata["settings"].get(name) != current[name])
             raise ValueError(f"of a training with other settings: {', '.join(different)}")
         trainer.load_state_dict(tensors, metadata)
+        texts = [{name: json.dumps(value, sort_keys=True) for name, value in state.items()}
+                 for state in (metadata, trainer.state_dict()[1])]  # fmt: skip
+        if wrong := [name for name, text in texts[1].items() if texts[0].get(name) != text]:
+            raise ValueError(f"{', '.join(wrong)}: not what follows from its history")
     print(f"resuming {folder} after epoch {metadata['epoch']}")
 
 
@@ -279,7 +338,7 @@ def environment():
     imported = [name for name in packages if name.replace("scikit-learn", "sklearn") in sys.modules]
     versions = {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in imported}}
     processor = platform.processor() or platform.machine()
-    with suppress(OSError):
+    with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         processor = next((line.split(": ")[1] for line in lines if line.startswith("model name")), processor)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

@@ -28,6 +28,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
+from support import files
+
 INTERVAL = re.compile(r"in ([\[(])(\S+), (\S+)([\])])$")
 CHOICES = re.compile(r"\{([^}]*)\}$")
 
@@ -252,7 +254,7 @@ def resumed(modules, given):
         s = load(*modules, **saved)
         if missing := vars(s).keys() - saved.keys():
             raise ValueError(f"its settings.json lacks {', '.join(sorted(missing))}")
-    except (OSError, TypeError, ValueError) as error:
+    except (OSError, *files.DAMAGED) as error:
         raise SettingError(f"--resume {given['resume']}: not the folder of a run of this script ({error})") from None
     for name, value in vars(load(*modules, **(saved | given))).items():
         if name not in ("resume", "data_dir") and value != getattr(s, name):  # the data may have moved

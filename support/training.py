@@ -72,6 +72,18 @@ class Trainer:
         figure = {"loss_by_step.png": plots.loss_by_step(self.step_losses, self.steps_per_epoch, title)}
         return {"steps.csv": "step,train_loss\n" + rows} | (figure if self.s.figures else {})
 
+    def load_history(self, history, step_losses):
+        """Continue after the epochs of a checkpoint's `history`. Raises ValueError for values that `fit` cannot have made."""
+        epochs, steps = len(history["epoch"]), len(step_losses or ())
+        numbers = [value for values in history.values() for value in values] + list(step_losses or ())
+        if not (history.keys() == self.history.keys() and history["epoch"] == list(range(1, epochs + 1))
+                and all(len(values) == epochs for values in history.values()) and epochs <= self.s.epochs
+                and all(type(value) in (int, float) and math.isfinite(value) for value in numbers)):  # fmt: skip
+            raise ValueError(f"its history is not that of 0 to {self.s.epochs} epochs")
+        if type(step_losses) is not type(self.step_losses) or steps > epochs * self.steps_per_epoch:
+            raise ValueError("its losses by step are not those of its epochs")
+        self.history, self.step_losses = history, step_losses
+
     no_progress = None  # True hides the progress bar; None does so where the output is not a terminal
     should_stop = False
 

@@ -205,7 +205,9 @@ def test_resumed_after_any_epoch_it_ends_the_same(options, digits, tmp_path):
 def test_a_state_that_does_not_fit_is_refused():
     trainer = cnn.Trainer(tiny_model(), tiny(), 64)
     state, metadata = trainer.state_dict()
-    for changed, message in (({"world_size": 2}, "2 processes, not 1"), ({"steps": 3}, "optimizer's state is missing")):
+    one_epoch = {column: [1 if column == "epoch" else 0.5] for column in runs.COLUMNS}
+    for changed, message in (({"world_size": 2}, "2 processes, not 1"),
+                             ({"history": one_epoch}, "optimizer's state is missing")):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             trainer.load_state_dict(state, metadata | changed)
     with pytest.raises(RuntimeError, match="classifier"):

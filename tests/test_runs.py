@@ -1,5 +1,6 @@
 """A run's folder: nothing lost, nothing mixed, and what its metrics contain."""
 
+import contextlib
 import csv
 import gc
 import json
@@ -83,23 +84,24 @@ def test_history_and_metrics(tmp_path, capsys):
     assert "digits" in lines[-2]
 
 
-def test_half_written_files_are_removed_only_on_resume(tmp_path):
-    notes = tmp_path / ".1.notes.txt"
-    notes.write_text("the user's")
+def test_half_written_files_are_removed_on_resume_and_no_others(tmp_path):
+    names = {".partial-2024.curves.png", ".2024.notes.txt", ".partial-notes.txt", ".1.curves.png", "notes.txt"}
+    for name in names:
+        (tmp_path / name).write_text("x")
     runs.Run("test", SimpleNamespace(output_dir=str(tmp_path)))
-    assert notes.exists()
+    assert names < {path.name for path in tmp_path.iterdir()}
     runs.Run("test", SimpleNamespace(output_dir=str(tmp_path), resume=str(tmp_path)))
-    assert not notes.exists()
+    assert {path.name for path in tmp_path.iterdir()} == names - {".partial-2024.curves.png"} | {"settings.json"}
 
 
 def test_the_seconds_of_a_resumed_run(tmp_path):
     runs.Run("test", SimpleNamespace(output_dir=str(tmp_path)))
     seconds = []
     for history in (None, {column: [value, value] for column, value in ROW.items()}):
-        run = runs.Run("test", SimpleNamespace(output_dir=str(tmp_path), resume=str(tmp_path)))
-        if history:
-            run.resume(history)
-        seconds.append(run.finish({"model": (0.7, 0.6)}, dataset="digits").get("seconds"))
+        with runs.Run("test", SimpleNamespace(output_dir=str(tmp_path), resume=str(tmp_path))) as run:
+            if history:
+                run.resume(history)
+            seconds.append(run.finish({"model": (0.7, 0.6)}, dataset="digits").get("seconds"))
     assert seconds[0] is None  # unknown
     assert seconds[1] == pytest.approx(2 * ROW["seconds"], abs=1)
 
@@ -142,14 +144,16 @@ def test_resumed_seeds_record_the_first_command(tmp_path, monkeypatch):
         if s.seed == 1 and not s.resume:
             raise KeyboardInterrupt
         with runs.Run("test", s) as run:
-            return run.finish({"model": (0.7, 0.6)}, dataset="digits", val_accuracy=0.7, test_accuracy=s.seed / 10)
+            return run.finish({"model": (0.7, 0.6)}, dataset="digits", model="m", val_accuracy=0.7,
+                              test_accuracy=s.seed / 10)  # fmt: skip
 
     out = str(tmp_path / "out")
     s = SimpleNamespace(seed=0, seeds=3, output_dir=out, resume="", epochs=1, figures=True)
     monkeypatch.setattr("sys.argv", ["test.py", "--seeds", "3"])
     with pytest.raises(KeyboardInterrupt):
         runs.run_seeds("test", run, s)
-    runs.new_folder("test", {"output_dir": f"{out}/seed_1"})
+    with contextlib.ExitStack() as lock:
+        runs.new_folder("test", {"output_dir": f"{out}/seed_1"}, lock)
     monkeypatch.setattr("sys.argv", ["test.py", "--resume", out])
     metrics = runs.run_seeds("test", run, SimpleNamespace(**vars(s) | {"resume": out}))
     assert metrics["command"] == "python test.py --seeds 3"

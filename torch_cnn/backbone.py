@@ -46,9 +46,7 @@ class CNN(nn.Module):
         layers, n_in = [], 1
         for number, (n_out, kernel, pad) in enumerate(zip(channels, kernels, paddings, strict=True), 1):
             layers.append(convolution(n_in, n_out, kernel, bias, pad))
-            INITS[init](layers[-1].weight, init_scale, generator)
-            if bias:
-                nn.init.zeros_(layers[-1].bias)
+            initialize(layers[-1], init, init_scale, generator)
             block = {"pool": [POOLS[pool](2)] if number in pool_after else [],
                      "norm": [nn.BatchNorm2d(n_out)] if norm == "batch" else [],
                      "activation": [ACTIVATIONS[activation]()]}  # fmt: skip
@@ -59,16 +57,14 @@ class CNN(nn.Module):
         n_in *= 1 if global_pool == "average" else sizes[-1] ** 2
         for n_out in fc:
             layers.append(nn.Linear(n_in, n_out))
-            INITS[init](layers[-1].weight, init_scale, generator)
-            nn.init.zeros_(layers[-1].bias)
+            initialize(layers[-1], init, init_scale, generator)
             block = [*([nn.LayerNorm(n_out)] if fc_norm else []), ACTIVATIONS[activation]()]
             layers += reversed(block) if activation_first else block
             layers += [nn.Dropout(fc_dropout)] if fc_dropout else []
             n_in = n_out
         self.backbone = nn.Sequential(*layers)  # (N, 1, 28, 28) -> (N, features)
         self.classifier = nn.Linear(n_in, classes)
-        nn.init.normal_(self.classifier.weight, std=self.classifier.in_features**-0.5, generator=generator)
-        nn.init.zeros_(self.classifier.bias)
+        initialize(self.classifier, "random", n_in**-0.5, generator)
         self.num_parameters = sum(p.numel() for p in self.parameters())
 
     def features(self, x):
@@ -100,6 +96,19 @@ def cut_after(model, number):
         model.backbone = nn.Sequential(*layers[: starts[number]], nn.Flatten())
 
 
+def num_features_after(number, channels, pool_after, kernel_sizes=(3,), padding=(), **ignored):
+    """Number of features of a CNN with these settings that `cut_after` has cut."""
+    return channels[number - 1] * feature_map_sizes(channels, pool_after, kernel_sizes, padding)[number - 1] ** 2
+
+def initialize(layer, init, scale, generator):
+    """Draw the weights of a convolution or linear layer; its bias starts at 0. On the meta device it has no values."""
+    draw = INITS[init]
+    if not layer.weight.is_meta:
+        draw(layer.weight, scale, generator)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+
+
 def for_each(values, channels):
     """One value for each convolution; a single value is for all."""
     return tuple(values) * len(channels) if len(values) == 1 else tuple(values)
@@ -118,6 +127,9 @@ def build(s, classes=10, mean=0.0, std=1.0, generator=None):
     """The CNN of the settings `s`, which have ARCHITECTURE_KEYS as attributes. Raises ValueError for an impossible stack."""
     architecture = {name: getattr(s, name) for name in ARCHITECTURE_KEYS if hasattr(s, name)}  # older files lack some
     architecture = {name: tuple(value) if isinstance(value, list) else value for name, value in architecture.items()}
+    for name in ("channels", "kernel_sizes", "fc"):
+        if min(architecture.get(name, ()), default=1) < 1:
+            raise ValueError(f"{name}: must be at least 1")
     return CNN(classes=classes, mean=mean, std=std, generator=generator, **architecture)
 
 
@@ -190,12 +202,31 @@ def save(path, model, images, s):
     files.save_weights(path, numpy_state(model), metadata)
 
 
+def build_empty(metadata):
+    """The CNN of a weights file's metadata, on the meta device, where its weights take no memory."""
+    with torch.device("meta"):
+        return build(SimpleNamespace(**metadata["settings"]), len(metadata["classes"]))
+
+
+def load_tensors(model, tensors):
+    """Give the `model`, which may be on the meta device, the weights {name: NumPy array}.
+
+    A file may declare any size: raises ValueError or RuntimeError where they do not fit, with no memory allocated.
+    """
+    for name, value in model.state_dict().items():
+        array = torch.from_numpy(tensors[name])
+        if (array.shape, array.dtype) != (value.shape, value.dtype):
+            raise ValueError(f"{name} has shape {tuple(array.shape)}, expected {tuple(value.shape)}")
+    copies = {name: torch.from_numpy(array).clone() for name, array in tensors.items()}
+    model.load_state_dict(copies, assign=True)
+
+
 def restore(path):
     """(the model on the CPU in eval mode, metadata) of a file that `save` wrote. Raises files.FileError."""
     tensors, metadata = files.load_weights(path, "cnn")
     with files.checked_format(path):
-        model = build(SimpleNamespace(**metadata["settings"]), len(metadata["classes"]))
-        model.load_state_dict({name: torch.from_numpy(value) for name, value in tensors.items()})
+        model = build_empty(metadata)
+        load_tensors(model, tensors)
         metadata["dataset"], metadata["settings"]["split_seed"]
         model.compute = metadata["compute"]
     return model.eval(), metadata

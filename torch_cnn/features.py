@@ -72,10 +72,10 @@ def cached_features(path, model, images, fallback_path=None, save=True):
 
 def cache_layout(model, images):
     """{name: (shape, dtype)} of the arrays in the cache of the model's features."""
-    layout = {}
+    layout, num_features = {}, extract_features_numpy(model, images.val.X[:1]).shape[1]
     for name in SPLITS:
         n = len(getattr(images, name).y)
-        layout[f"X_{name}"] = (n, model.classifier.in_features), np.dtype(np.float32)
+        layout[f"X_{name}"] = (n, num_features), np.dtype(np.float32)
         layout[f"y_{name}"] = layout[f"indices_{name}"] = (n,), np.dtype(np.int64)
     return layout
 
