@@ -73,7 +73,7 @@ class Trainer:
         return {"steps.csv": "step,train_loss\n" + rows} | (figure if self.s.figures else {})
 
     def load_history(self, history, step_losses):
-        """Continue after the epochs of a checkpoint's `history`. Raises ValueError for values that `fit` cannot have made."""
+        """Continue after the epochs of a checkpoint. Raises ValueError for values that `fit` cannot have made."""
         epochs, steps = len(history["epoch"]), len(step_losses or ())
         numbers = [value for values in history.values() for value in values] + list(step_losses or ())
         if not (history.keys() == self.history.keys() and history["epoch"] == list(range(1, epochs + 1))

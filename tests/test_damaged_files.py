@@ -234,7 +234,7 @@ def test_a_damaged_seed_is_run_again_and_its_file_set_aside(tmp_path, capsys):
         with runs.Run("test", s) as run:
             return run.finish({"m": (0.7, 0.6)}, dataset="digits", model="m", val_accuracy=0.7, test_accuracy=s.seed / 10)
 
-    s = SimpleNamespace(seed=0, seeds=3, output_dir=str(tmp_path / "out"), resume="")
+    s = SimpleNamespace(seed=0, seeds=3, output_dir=str(tmp_path / "out"), resume="", figures=False)
     whole = runs.run_seeds("test", run, s)
     path, s.resume = tmp_path / "out/seed_1/metrics.json", s.output_dir
     good = json.loads(path.read_text())

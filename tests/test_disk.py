@@ -77,7 +77,7 @@ def test_a_full_disk_at_every_kind_of_write(name, tmp_path, monkeypatch):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return replace(path, target)
 
-    s = SimpleNamespace(output_dir=str(tmp_path / "out" / "seed_0"), resume="", seeds=1)
+    s = SimpleNamespace(output_dir=str(tmp_path / "out" / "seed_0"), resume="", seeds=1, save_weights=True)
     (tmp_path / "out").mkdir()
     with pytest.raises(files.FileError) as error, runs.Run("test", s) as run:
         monkeypatch.setattr(Path, "replace", full)
@@ -94,7 +94,7 @@ def test_several_seeds_are_continued_together(tmp_path):
         with runs.Run("test", s) as run:
             raise files.WriteError(errno.ENOSPC, "No space left on device", str(run.path / "curves.png"))
 
-    s = SimpleNamespace(output_dir=str(tmp_path / "out"), resume="", seed=0, seeds=2)
+    s = SimpleNamespace(output_dir=str(tmp_path / "out"), resume="", seed=0, seeds=2, figures=False)
     with pytest.raises(files.FileError, match=f"continue with: python test.py --resume {tmp_path / 'out'}$"):
         runs.run_seeds("test", run, s)
 
@@ -104,7 +104,7 @@ import contextlib, io, json, os, signal, sys
 from pathlib import Path
 import matplotlib.backends.backend_agg, matplotlib.figure, sklearn.metrics, safetensors.numpy  # once, for all children
 sys.path.insert(0, {root!r})
-import {script} as script, cnn_feature_extraction as cnn, mlp_from_scratch as mlp, plots, data
+import {script} as script, cnn_feature_extraction as cnn, numpy_nn.figures, plots, data
 from support import training
 
 if {script!r} != "mlp_from_scratch":
@@ -112,7 +112,7 @@ if {script!r} != "mlp_from_scratch":
 cnn.summary = lambda model: ""
 cnn.cnn_figures = lambda *ignored: {{}}  # figures take most of the time: a single one is enough
 plots.evaluation = lambda *ignored: {{}}
-mlp.training_figures = lambda *ignored: {{"curves.png": plots.learning_rate([0.1, 0.2], 1, "title")}}
+numpy_nn.figures.of_training = lambda *ignored: {{"curves.png": plots.learning_rate([0.1, 0.2], 1, "title")}}
 cnn.training_curves = lambda *ignored: plots.learning_rate([0.1, 0.2], 1, "title")
 plots.recall_comparison = lambda *ignored: plots.learning_rate([0.1, 0.2], 1, "title")
 images = data.load("digits")

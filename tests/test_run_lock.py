@@ -36,7 +36,7 @@ def test_a_second_run_in_the_folder_is_refused_and_changes_nothing(tmp_path):
 
 
 def test_the_folder_of_several_seeds_is_locked_while_a_seed_runs(tmp_path):
-    s = SimpleNamespace(output_dir=str(tmp_path / "out"), resume="", seed=0, seeds=2)
+    s = SimpleNamespace(output_dir=str(tmp_path / "out"), resume="", seed=0, seeds=2, figures=False)
 
     def run(seed_s):
         with runs.Run("test", seed_s) as run:
