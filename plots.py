@@ -175,6 +175,11 @@ def evaluation(X, y, probabilities, classes, title):
     }
 
 
+def color_of(name):
+    """The color of a model, by how its name begins."""
+    return next((color for model, color in reversed(MODEL_COLORS.items()) if name.startswith(model)), GREY)
+
+
 def recall_comparison(y, predictions, classes, title):
     """Recall of each class by several models. predictions: {model: predicted classes (N,), or (seeds, N)}."""
     fig, axes = figure(f"Recall of each class on the test images\n{title}", 9, 5.4 if len(predictions) < 4 else 7)
@@ -185,7 +190,7 @@ def recall_comparison(y, predictions, classes, title):
         predicted = np.atleast_2d(predicted)
         recall = 100 * np.stack([(predicted[:, y == label] == label).mean(axis=1) for label in places])  # (classes, seeds)
         means[name] = recall.mean(axis=1)
-        color = next((color for model, color in reversed(MODEL_COLORS.items()) if name.startswith(model)), GREY)
+        color = color_of(name)
         marker = "os^v"[used.count(color) % 4]  # a second NumPy MLP has another marker
         used.append(color)
         ax.plot(recall, np.tile(places[:, None] + offset, recall.shape[1]), marker, color=color, markeredgewidth=0,
@@ -338,25 +343,31 @@ def curves_of_run(folder, metrics):
     return figures
 
 
-def redraw(folder):
-    """{file name: Figure or text} of a run's files. Raises OSError, FileError or one of files.DAMAGED for another folder."""
-    import data  # which is above this module: only here
+def file_name(name, settings):
+    """curves.png, or curves.svg or .pdf where a run's `figure_format` says so."""
+    return str(Path(name).with_suffix(f".{settings.get('figure_format', 'png')}"))
+
+
+def redraw(folder, images=None):
+    """{file name: Figure or text} of a run's files; images: its Dataset, if it is loaded.
+
+    Raises OSError, FileError or one of files.DAMAGED for another folder.
+    """
+    from support import saved  # which is above this module: only here
 
     metrics = files.read_json(folder / "metrics.json")
     s, figures = metrics["settings"], curves_of_run(folder, metrics)
-    path = folder / "test_probabilities.npy"
-    if path.exists():
-        images = data.load(s["dataset"], split_seed=s["split_seed"], quick=s["quick"], val_fraction=s.get("val_fraction"))
-        probabilities = np.load(path, allow_pickle=False).astype(np.float64)
-        X, y = images.test.X, images.test.y
-        accuracy = np.mean(probabilities.argmax(axis=1) == y) if len(probabilities) == len(y) else -1
-        if abs(accuracy - metrics["test_accuracy"]) > max(0.002, 4 / len(y)):  # float16 may round two classes to one value
-            raise ValueError(f"test_probabilities.npy does not belong to the test split of {images.name}")
-        figures |= evaluation(X, y, probabilities, images.classes, run_title(metrics["model"], images.name, s["seed"]))
+    if (folder / "test_probabilities.npy").exists():
+        images = images or saved.images_of_run(metrics)
+        probabilities = saved.test_probabilities(folder, metrics, images)
+        title = run_title(metrics["model"], images.name, s["seed"])
+        figures |= evaluation(images.test.X, images.test.y, probabilities, images.classes, title)
     return figures
 
 
 def main(argv=None):
+    from support.dataset_files import DataError
+
     parser = argparse.ArgumentParser(description="Redraw the figures of finished runs from their files, without training.")
     parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="a run's folder, or that of several seeds")
     for run in parser.parse_args(argv).runs:
@@ -365,14 +376,16 @@ def main(argv=None):
                 figures = redraw(folder)
             except OSError as error:
                 raise SystemExit(f"plots.py: {folder}: not a finished run ({error.filename}: {error.strerror})") from None
-            except (files.FileError, *files.DAMAGED, SystemExit) as error:
+            except (files.FileError, *files.DAMAGED, DataError) as error:
                 raise SystemExit(f"plots.py: {folder}: not a finished run ({error})") from None
+            settings = files.read_json(folder / "metrics.json")["settings"]
             for name, content in figures.items():
-                with files.atomic_write(folder / name) as temporary:
-                    if isinstance(content, str):
-                        temporary.write_text(content, encoding="utf-8")
+                figure = not isinstance(content, str)
+                with files.atomic_write(folder / (file_name(name, settings) if figure else name)) as temporary:
+                    if figure:
+                        content.savefig(temporary)
                     else:
-                        content.savefig(temporary, format="png")
+                        temporary.write_text(content, encoding="utf-8")
             print(f"{folder}: {', '.join(figures) or 'nothing to draw from'}")
 
 

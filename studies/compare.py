@@ -126,7 +126,10 @@ def latex(header, rows):
 
 
 def curves(runs, title):
-    """Validation loss and accuracy by epoch: the mean over the seeds, and a band from the lowest to the highest one."""
+    """Validation loss and accuracy by epoch: the mean over the seeds, and a band from the lowest to the highest one.
+
+    runs: dicts with "name", "histories" and, optionally, "color".
+    """
     fig, axes = plots.figure(f"Validation loss and accuracy by epoch\n{title}", 9, 4.2, ncols=2)
     panels = ("val_loss", 1, "loss"), ("val_accuracy", 100, "accuracy (%)")
     for ax, (column, factor, label) in zip(axes[0], panels, strict=True):
@@ -136,7 +139,7 @@ def curves(runs, title):
                 continue
             epochs = min(len(history[column]) for history in run["histories"])
             values = factor * np.array([history[column][:epochs] for history in run["histories"]])  # (seeds, epochs)
-            x, color = np.arange(1, epochs + 1), plots.SERIES[number % len(plots.SERIES)]
+            x, color = np.arange(1, epochs + 1), run.get("color", plots.SERIES[number % len(plots.SERIES)])
             marker = "o" if epochs == 1 else None  # a single epoch would be no line
             ax.plot(x, values.mean(axis=0), color=color, linewidth=1.6, label=run["name"], marker=marker)
             if len(values) > 1:

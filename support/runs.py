@@ -29,13 +29,16 @@ from tqdm import tqdm
 
 import plots
 from support import files
+from support.settings import SettingError
 
 # ---- settings: edit here, or override on the command line (--output-dir DIR) ----
 # -- run
 OUTPUT_DIR = ""  # folder of the run; "" creates runs/<script>/<date_time>
 FIGURES = True  # draw the figures
+FIGURE_FORMAT = "png"  # format of the figures: {png, svg, pdf}
 SAVE_WEIGHTS = True  # save weights, checkpoint, features and test probabilities; a run without them cannot be resumed
 LOG_STEPS = False  # save the loss of every training step in steps.csv, and draw it
+REPORT = False  # write report.html at the end: one page with all results, as report.py does
 # ----
 
 COLUMNS = ("epoch", "train_loss", "train_accuracy", "train_eval_loss", "train_eval_accuracy", "val_loss", "val_accuracy",
@@ -183,17 +186,18 @@ class Run:
         self.save({name: text.getvalue()})
 
     def save(self, contents):
-        """Write {file name: text, matplotlib Figure or NumPy array (.npy)}."""
+        """Write {file name: text, matplotlib Figure or NumPy array (.npy)}. Figures are named .png; the settings decide."""
         for name, content in contents.items():
             if isinstance(content, str):
                 files.write_text(self.path / name, content)
                 continue
-            with files.atomic_write(self.path / name) as temporary:
-                if isinstance(content, np.ndarray):
+            figure = not isinstance(content, np.ndarray)
+            with files.atomic_write(self.path / (plots.file_name(name, self.settings) if figure else name)) as temporary:
+                if figure:
+                    content.savefig(temporary)
+                else:
                     with temporary.open("wb") as file:
                         np.save(file, content)
-                else:
-                    content.savefig(temporary)
 
     def finish(self, table, **metrics):
         """Write metrics.json with the settings, versions and machine, print the results, and return the metrics.
@@ -216,6 +220,8 @@ class Run:
         if self.settings.get("quick"):
             print("\nSmoke test on a subset: the numbers are not representative. Leave out --quick for the real ones.")
         print(f"\n{metrics['dataset']}{duration}; figures, weights and metrics.json are in\n{self.path}")
+        if self.settings.get("report") and (self.path / "test_probabilities.npy").exists():  # a study has none
+            write_report(self.path)
         return metrics
 
 
@@ -227,6 +233,8 @@ def run_seeds(script, run, s, check_settings=lambda s: None):
     continues with the seed at which it was interrupted. `check_settings` is called before a folder is created or renamed.
     """
     check_settings(s)
+    if vars(s).get("report") and not s.save_weights:
+        raise SettingError("--report: is made from the saved test probabilities; leave out --no-save-weights")
     if s.seeds == 1:
         return run(s)
     with contextlib.ExitStack() as lock:
@@ -246,7 +254,8 @@ def run_seeds_in(folder, run, s):
         print(f"\nseed {seed}, {number} of {s.seeds}" + (": already finished" if metrics else ""))
         if not metrics:
             started = str(path) if (path / "settings.json").exists() else ""
-            run(SimpleNamespace(**vars(s) | {"seed": seed, "seeds": 1, "output_dir": str(path), "resume": started}))
+            run(SimpleNamespace(**vars(s) | {"seed": seed, "seeds": 1, "output_dir": str(path), "resume": started,
+                                             "report": False}))  # fmt: skip
             gc.collect()  # figures and networks refer to themselves; the next seed needs their memory
             metrics = files.read_json(path / "metrics.json")
         runs.append(metrics)
@@ -254,12 +263,14 @@ def run_seeds_in(folder, run, s):
     metrics |= {"command": runs[0]["command"], **environment()}  # not the --resume by which a later seed was continued
     files.write_text(folder / "metrics.json", json.dumps(metrics, indent=2, allow_nan=False) + "\n")
     for name, figure in plots.curves_of_run(folder, metrics).items() if s.figures else ():
-        with files.atomic_write(folder / name) as temporary:
-            figure.savefig(temporary, format="png")
+        with files.atomic_write(folder / plots.file_name(name, vars(s))) as temporary:
+            figure.savefig(temporary)
     print(f"\n{s.seeds} seeds, mean and standard deviation:")
     for name in ("val_accuracy", "test_accuracy"):
         print(f"{name:<14}{metrics[name]:8.2%} +- {100 * metrics[f'{name}_std']:.2f}")
     print(f"\n{metrics['dataset']}; metrics.json and the curves are in\n{folder}")
+    if metrics["settings"].get("report"):
+        write_report(folder)
     return metrics
 
 
@@ -280,6 +291,14 @@ def finished_metrics(path):
     return metrics
 
 
+def write_report(folder):
+    """report.html of the finished run in `folder`, in that folder."""
+    import report  # which is above this module: only here
+
+    report.write([folder], folder / "report.html", command=command_line())
+    print(folder / "report.html")
+
+
 def summarize(runs):
     """The metrics of several seeds as one dict: what all have in common, and of every float NAME, NAME_std and by_seed."""
     common = {name: value for name, value in runs[0].items()  # not always the seconds
@@ -295,7 +314,8 @@ def summarize(runs):
 
 def training_settings(settings):
     """The settings that a training depends on, as JSON has them."""
-    others = ("resume", "output_dir", "data_dir", "offline_fallback", "seeds", "figures", "save_weights")
+    others = ("resume", "output_dir", "data_dir", "offline_fallback", "seeds", "figures", "figure_format", "report",
+              "save_weights")  # fmt: skip
     return json.loads(json.dumps({name: value for name, value in settings.items() if name not in others}))
 
 

@@ -6,13 +6,16 @@ import os
 import subprocess
 import sys
 import time
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import data
-from support import files
+import mlp_from_scratch
+import report
+from support import files, runs, settings, training
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = ("mlp_from_scratch", "cnn_feature_extraction", "hybrid_train")
@@ -152,3 +155,71 @@ def crowded_texts(figure):
     level = [(text.get_text(), box) for text, box in drawn.items() if text.get_rotation() % 90 == 0]
     pairs = itertools.combinations(level, 2)
     return sorted(faults + [f"{first} / {second}" for (first, box), (second, other) in pairs if box.overlaps(other)])
+
+
+# ---- of report.py
+
+PIXEL = report.png(np.zeros((1, 1)))
+ROW = dict(zip(runs.COLUMNS, (1, 0.5, 0.8, 0.55, 0.75, 0.6, 0.7, 1e-3, 2.0), strict=True))
+
+
+def make_run(folder, images, wrong=0.2, model="NumPy MLP 784-8-10", seeds=1, **options):
+    """A finished run, or one of several seeds, whose network gets about that share of the images wrong."""
+
+    def run(s):
+        rng = np.random.default_rng((s.seed, int(1000 * wrong)))
+        with runs.Run("test", s) as run:
+            run.log(ROW)
+            run.log(ROW | {"epoch": 2, "val_accuracy": 0.75})
+            logits = {}
+            for name in ("val", "test"):
+                y = getattr(images, name).y
+                shown = np.where(rng.random(len(y)) < wrong, (y + rng.integers(1, 10, len(y))) % 10, y)
+                logits[name] = 4 * np.eye(10)[shown] + rng.random((len(y), 10))
+            return training.report(run, images, "title", "row", logits, model=model, parameters=6_378)
+
+    given = {"dataset": "digits", "figures": False, "output_dir": str(folder), "seeds": seeds} | options
+    runs.run_seeds("test", run, settings.load(mlp_from_scratch, data, runs, **given))
+    if not {"report", "figure_format"} & options.keys():
+        (folder / "curves.png").write_bytes(PIXEL)  # so that nothing is drawn
+        (next(folder.glob("seed_0"), folder) / "reliability.png").write_bytes(PIXEL)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished_runs(digits, tmp_path_factory):
+    """{name: folder} of finished runs on the digits: "one", "three" (seeds), "better" (three seeds)."""
+    folder = tmp_path_factory.mktemp("report")
+    return {"one": make_run(folder / "one", digits, model="CNN 8-16"),
+            "three": make_run(folder / "three", digits, seeds=3),
+            "better": make_run(folder / "better", digits, 0.05, "CNN 8-16 + NumPy MLP 144-8-10", seeds=3)}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def built_page(finished_runs):
+    """The page of report.py on these runs."""
+    return report.build(list(finished_runs.values()))
+
+
+class Page(HTMLParser):
+    """What a page consists of; fails where its tags do not fit together."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.stack, self.tags, self.words = [], [], {}
+        self.feed(text)
+        assert self.stack == []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in ("meta", "link", "img"):
+            self.stack.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.stack.pop() == tag
+
+    def handle_data(self, text):
+        self.words.setdefault(self.stack[-1] if self.stack else "", []).append(text)
+
+    def all(self, *names):
+        return [attributes for tag, attributes in self.tags if tag in names]
