@@ -8,38 +8,33 @@ compared with.
 """
 
 import argparse
-import csv
-import io
-import json
 from pathlib import Path
 
 import numpy as np
 
-import data
 import plots
+from studies.finished import read_metrics
 from studies.statistics import LEVEL, holm, mcnemar, paired_t
-from support import files
+from support import files, saved
+from support.report_page import Table
 
 COLUMNS = ("run", "model", "seeds", "validation (%)", "test (%)", "difference in points", "p", "verdict")
 
 
 def read(folder):
     """A run, or a run of several seeds, as a dict. Raises files.FileError for a folder that holds neither."""
+    metrics = read_metrics(folder)
+    seeds = metrics.get("seeds", [metrics["settings"].get("seed", 0)])
+    paths = [folder / f"seed_{seed}" for seed in seeds] if "seeds" in metrics else [folder]
+    accuracies = {split: metrics.get("by_seed", {}).get(f"{split}_accuracy", [metrics[f"{split}_accuracy"]])
+                  for split in ("val", "test")}  # fmt: skip
     try:
-        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-        seeds = [folder / f"seed_{seed}" for seed in metrics["seeds"]] if "seeds" in metrics else [folder]
-        accuracies = {split: metrics.get("by_seed", {}).get(f"{split}_accuracy", [metrics[f"{split}_accuracy"]])
-                      for split in ("val", "test")}  # fmt: skip
-        return {
-            "name": folder.name, "folder": folder, "model": metrics["model"], "dataset": metrics["dataset"],
-            "settings": metrics["settings"], "seeds": metrics.get("seeds", [metrics["settings"]["seed"]]),
-            "accuracies": {split: np.array(values, float) for split, values in accuracies.items()}, "paths": seeds,
-            "histories": [plots.read_history(path / "history.csv") for path in seeds if (path / "history.csv").exists()],
-        }  # fmt: skip
-    except OSError as error:
-        raise files.FileError(f"{folder}: not a finished run ({error.filename}: {error.strerror})") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise files.FileError(f"{folder}: not a finished run (metrics.json: {error})") from None
+        histories = [plots.read_history(path / "history.csv") for path in paths if (path / "history.csv").exists()]
+    except (OSError, *files.DAMAGED) as error:
+        raise files.FileError(f"{folder}: its history.csv is damaged ({error})") from None
+    return {"name": folder.name, "folder": folder, "metrics": metrics, "model": metrics["model"], "seeds": seeds,
+            "dataset": metrics["dataset"], "histories": histories,
+            "accuracies": {split: np.array(values, float) for split, values in accuracies.items()}}  # fmt: skip
 
 
 def names_of(runs):
@@ -52,14 +47,11 @@ def names_of(runs):
 
 
 def correct(run):
-    """Whether each test image is classified correctly (N,), by the first seed; None without the probabilities."""
-    path, s = run["paths"][0] / "test_probabilities.npy", run["settings"]
-    if not path.exists():
+    """Whether each test image is classified correctly (N,), by a single run; None without saved probabilities."""
+    if not (run["folder"] / "test_probabilities.npy").exists():
         return None
-    images = data.load(s["dataset"], split_seed=s["split_seed"], quick=s["quick"], val_fraction=s["val_fraction"],
-                       offline_fallback=False)  # fmt: skip
-    probabilities = np.load(path, allow_pickle=False)
-    return probabilities.argmax(axis=1) == images.test.y if len(probabilities) == len(images.test.y) else None
+    images = saved.images_of_run(run["metrics"])
+    return saved.test_probabilities(run["folder"], run["metrics"], images).argmax(axis=1) == images.test.y
 
 
 def compare(run, other):
@@ -103,26 +95,6 @@ def table_of(runs):
 def spread(values):
     """93.52 ± 0.15; without the standard deviation for a single value."""
     return f"{100 * values.mean():.2f}" + (f" ± {100 * values.std(ddof=1):.2f}" if len(values) > 1 else "")
-
-
-def markdown(header, rows):
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
-
-
-def comma_separated(header, rows):
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    return text.getvalue()
-
-
-def latex(header, rows):
-    """A tabular, without a package that LaTeX does not come with."""
-    special = {ord(character): f"\\{character}" for character in "&%$#_{}"} | {ord("\\"): "/"}
-    escaped = [[cell.translate(special).replace("±", "$\\pm$") for cell in row] for row in [header, *rows]]
-    lines = [" & ".join(row) + r" \\" for row in escaped]
-    return "\n".join([f"\\begin{{tabular}}{{{'l' * len(header)}}}", r"\hline", lines[0], r"\hline", *lines[1:], r"\hline",
-                      r"\end{tabular}"]) + "\n"  # fmt: skip
 
 
 def curves(runs, title):
@@ -170,11 +142,12 @@ def main(argv=None):
     for run, name in zip(runs, names_of(runs), strict=True):
         run["name"] = name
     rows, sentences = table_of(runs)
-    text = markdown(COLUMNS, rows) + "\n" + "\n".join(sentences) + "\n"
+    table = Table("", list(COLUMNS), rows)
+    text = table.markdown() + "\n" + "\n".join(sentences) + "\n"
     options.output_dir.mkdir(parents=True, exist_ok=True)
     files.write_text(options.output_dir / "table.md", text)
-    files.write_text(options.output_dir / "table.csv", comma_separated(COLUMNS, rows))
-    files.write_text(options.output_dir / "table.tex", latex(COLUMNS, rows))
+    files.write_text(options.output_dir / "table.csv", table.csv())
+    files.write_text(options.output_dir / "table.tex", table.latex())
     with files.atomic_write(options.output_dir / "curves.png") as temporary:
         curves(runs, runs[0]["dataset"]).savefig(temporary, format="png")
     print(text)

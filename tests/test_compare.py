@@ -1,0 +1,81 @@
+"""experiments.py compare: tables, curves and verdicts of planted runs."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from conftest import crowded_texts
+
+import experiments
+from studies import compare
+from studies.statistics import paired_t
+from support import files
+
+
+def planted(folder, accuracies, probabilities=None):
+    """A run's folder with one seed, or FOLDER/seed_0 and so on; accuracies: {seed: test accuracy}."""
+    settings = {"seed": 0, "dataset": "digits", "split_seed": 0, "quick": False, "val_fraction": 0.2}
+    common = {"model": "NumPy MLP 784-8-10", "dataset": "digits", "command": "python mlp_from_scratch.py", "versions": {},
+              "machine": {}}  # fmt: skip
+    several = len(accuracies) > 1
+    for seed, accuracy in accuracies.items():
+        path = folder / f"seed_{seed}" if several else folder
+        path.mkdir(parents=True)
+        metrics = common | {"settings": settings | {"seed": seed}, "val_accuracy": 0.9, "test_accuracy": accuracy}
+        (path / "metrics.json").write_text(json.dumps(metrics))
+        rows = [f"{epoch},{1 / epoch},{0.8 + 0.01 * epoch + 0.001 * seed}" for epoch in (1, 2, 3)]
+        (path / "history.csv").write_text("\n".join(["epoch,val_loss,val_accuracy", *rows]) + "\n")
+        if probabilities is not None:
+            np.save(path / "test_probabilities.npy", probabilities.astype(np.float16))
+    if several:
+        values = list(accuracies.values())
+        by_seed = {"val_accuracy": [0.9] * len(values), "test_accuracy": values}
+        metrics = common | {"settings": settings, "seeds": list(accuracies), "by_seed": by_seed, "val_accuracy": 0.9,
+                            "test_accuracy": float(np.mean(values))}  # fmt: skip
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+    return folder
+
+
+def test_several_seeds_by_the_seeds_that_both_have(tmp_path, capsys):
+    first = planted(tmp_path / "first", {0: 0.80, 1: 0.81, 2: 0.82, 3: 0.10})
+    second = planted(tmp_path / "second", {0: 0.85, 1: 0.865, 2: 0.87})
+    experiments.main(["compare", str(first), str(second), "--output-dir", str(tmp_path / "out")])
+    differences = [5.0, 5.5, 5.0]
+    row = list(csv.DictReader((tmp_path / "out/table.csv").open()))[1]
+    assert (row["run"], row["seeds"], row["difference in points"], row["verdict"]) == ("second", "3", "+5.17", "better")
+    assert float(row["p"]) == pytest.approx(paired_t(differences), rel=0.05)
+    printed = capsys.readouterr().out
+    assert "second is better than first (+5.17 points" in printed
+    assert printed.startswith((tmp_path / "out/table.md").read_text().splitlines()[0])
+    assert r"86.17 $\pm$ 1.04" in (tmp_path / "out/table.tex").read_text()
+    assert (tmp_path / "out/curves.png").exists()
+
+
+def test_single_runs_image_by_image(tmp_path, digits):
+    n, y = len(digits.test.y), digits.test.y
+    right = np.eye(10)[y]
+    wrong = right.copy()
+    wrong[:10] = np.eye(10)[(y[:10] + 1) % 10]
+    runs = [compare.read(planted(tmp_path / "all", {0: 1.0}, right)),
+            compare.read(planted(tmp_path / "ten_wrong", {0: 1 - 10 / n}, wrong))]  # fmt: skip
+    rows, sentences = compare.table_of(runs)
+    assert float(rows[1][-2]) == pytest.approx(2 * 0.5**10, rel=0.05)  # ten of ten differences in one direction
+    assert sentences[0].startswith("ten_wrong is worse than all")
+    assert "McNemar" in sentences[0]
+
+
+def test_curves_have_a_band_over_the_seeds(tmp_path):
+    runs = [compare.read(planted(tmp_path / "several", {0: 0.8, 1: 0.82})), compare.read(planted(tmp_path / "one", {0: 0.9}))]
+    figure = compare.curves(runs, "digits")
+    assert [len(ax.collections) for ax in figure.axes] == [1, 1]
+    assert crowded_texts(figure) == []
+
+
+def test_what_cannot_be_compared(tmp_path):
+    run = planted(tmp_path / "run", {0: 0.9})
+    for arguments, message in (([run], "name two runs or more"), ([run, tmp_path / "none"], "no such folder"),
+                               ([run, run], "a run is named twice")):  # fmt: skip
+        with pytest.raises(files.FileError, match=message):
+            compare.main([*map(str, arguments), "--output-dir", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
