@@ -133,9 +133,9 @@ def main(argv=None):
     parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="folder of a finished run, or of several seeds")
     parser.add_argument("--output-dir", default="runs/compare", type=Path, metavar="DIR", help="default: runs/compare")
     options = parser.parse_args(argv)
-    runs = [read(folder) for folder in options.runs]
-    if len(runs) < 2:
+    if len(options.runs) < 2:
         raise files.FileError("compare: name two runs or more")
+    runs = [read(folder) for folder in options.runs]
     if len({run["dataset"] for run in runs}) > 1:
         datasets = sorted({run["dataset"] for run in runs})
         raise files.FileError(f"compare: the runs are of different datasets: {', '.join(datasets)}")

@@ -10,7 +10,7 @@ from conftest import crowded_texts
 import experiments
 from studies import compare
 from studies.statistics import paired_t
-from support import files
+from support import files, runs
 
 
 def planted(folder, accuracies, probabilities=None):
@@ -24,8 +24,9 @@ def planted(folder, accuracies, probabilities=None):
         path.mkdir(parents=True)
         metrics = common | {"settings": settings | {"seed": seed}, "val_accuracy": 0.9, "test_accuracy": accuracy}
         (path / "metrics.json").write_text(json.dumps(metrics))
-        rows = [f"{epoch},{1 / epoch},{0.8 + 0.01 * epoch + 0.001 * seed}" for epoch in (1, 2, 3)]
-        (path / "history.csv").write_text("\n".join(["epoch,val_loss,val_accuracy", *rows]) + "\n")
+        rows = [dict.fromkeys(runs.COLUMNS, 0.8 + 0.01 * epoch + 0.001 * seed) | {"epoch": epoch} for epoch in (1, 2, 3)]
+        lines = [",".join(runs.COLUMNS), *(",".join(map(str, row.values())) for row in rows)]
+        (path / "history.csv").write_text("\n".join(lines) + "\n")
         if probabilities is not None:
             np.save(path / "test_probabilities.npy", probabilities.astype(np.float16))
     if several:
@@ -42,7 +43,7 @@ def test_several_seeds_by_the_seeds_that_both_have(tmp_path, capsys):
     second = planted(tmp_path / "second", {0: 0.85, 1: 0.865, 2: 0.87})
     experiments.main(["compare", str(first), str(second), "--output-dir", str(tmp_path / "out")])
     differences = [5.0, 5.5, 5.0]
-    row = list(csv.DictReader((tmp_path / "out/table.csv").open()))[1]
+    row = list(csv.DictReader((tmp_path / "out/table.csv").read_text().splitlines()))[1]
     assert (row["run"], row["seeds"], row["difference in points"], row["verdict"]) == ("second", "3", "+5.17", "better")
     assert float(row["p"]) == pytest.approx(paired_t(differences), rel=0.05)
     printed = capsys.readouterr().out
@@ -57,17 +58,16 @@ def test_single_runs_image_by_image(tmp_path, digits):
     right = np.eye(10)[y]
     wrong = right.copy()
     wrong[:10] = np.eye(10)[(y[:10] + 1) % 10]
-    runs = [compare.read(planted(tmp_path / "all", {0: 1.0}, right)),
-            compare.read(planted(tmp_path / "ten_wrong", {0: 1 - 10 / n}, wrong))]  # fmt: skip
-    rows, sentences = compare.table_of(runs)
+    folders = planted(tmp_path / "all", {0: 1.0}, right), planted(tmp_path / "ten_wrong", {0: 1 - 10 / n}, wrong)
+    rows, sentences = compare.table_of([*map(compare.read, folders)])
     assert float(rows[1][-2]) == pytest.approx(2 * 0.5**10, rel=0.05)  # ten of ten differences in one direction
     assert sentences[0].startswith("ten_wrong is worse than all")
     assert "McNemar" in sentences[0]
 
 
 def test_curves_have_a_band_over_the_seeds(tmp_path):
-    runs = [compare.read(planted(tmp_path / "several", {0: 0.8, 1: 0.82})), compare.read(planted(tmp_path / "one", {0: 0.9}))]
-    figure = compare.curves(runs, "digits")
+    folders = planted(tmp_path / "several", {0: 0.8, 1: 0.82}), planted(tmp_path / "one", {0: 0.9})
+    figure = compare.curves([*map(compare.read, folders)], "digits")
     assert [len(ax.collections) for ax in figure.axes] == [1, 1]
     assert crowded_texts(figure) == []
 
