@@ -345,10 +345,10 @@ def train_silently(images, s):
     dist.destroy_process_group()
 
 
-def run(s, images=None):
+def run(s, images=None, on_epoch=None):
     """The whole job with the settings `s`: load, train, extract, evaluate, save. Return the content of metrics.json.
 
-    images: the dataset, if it is already loaded.
+    images: the dataset, if it is already loaded. on_epoch: called with each epoch's row of the history.
     """
     check_settings(s)
     images = images or load_images(s)
@@ -356,7 +356,7 @@ def run(s, images=None):
     rank, world_size = init_distributed()
     if rank:
         return train_silently(images, s)
-    with runs.Run("cnn_feature_extraction", s) as run:
+    with runs.Run("cnn_feature_extraction", s, on_epoch) as run:
         model, history = train(images, s, run)
         if world_size > 1:
             dist.destroy_process_group()

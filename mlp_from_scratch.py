@@ -342,10 +342,10 @@ def train(X, y, X_val, y_val, num_classes, s, log):
     return trainer.model, trainer.history
 
 
-def run(s, images=None):
+def run(s, images=None, on_epoch=None):
     """The whole job with the settings `s`: load, train, evaluate, save. Return the content of metrics.json.
 
-    images: the dataset, if it is already loaded.
+    images: the dataset, if it is already loaded. on_epoch: called with each epoch's row of the history.
     """
     images = images or data.load_for(s)
     s = SimpleNamespace(**vars(s) | {"epochs": min(s.epochs, 5)}) if s.quick else s
@@ -366,7 +366,7 @@ def run(s, images=None):
     trainer.monitor = TrainingMonitor(model, X_val[:1000], s)
     split = data.digest(images.train.indices, images.train.y)
 
-    with runs.Run("mlp_from_scratch", s) as run:
+    with runs.Run("mlp_from_scratch", s, on_epoch) as run:
         if s.resume:
             runs.load_checkpoint(trainer, s, split)
             run.resume(trainer.history)

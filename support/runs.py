@@ -126,10 +126,12 @@ class Run:
 
     The folder is created and locked at once; an earlier run in the same `--output-dir` is renamed. With settings.resume, the
     folder of an interrupted run, that folder is used; until `resume` is called, only its half-written files are removed.
-    Raises files.FileError, as for a folder that another run is writing to.
+    on_epoch: called with each row that is logged; it may raise an exception, which ends the run. Raises files.FileError, as
+    for a folder that another run is writing to.
     """
 
-    def __init__(self, script, settings):
+    def __init__(self, script, settings, on_epoch=None):
+        self.on_epoch = on_epoch or (lambda row: None)
         self.script, self.settings, self.histories, self.with_header = script, vars(settings), {}, set()
         resumed = self.settings.get("resume")
         gc.collect()  # saved figures are in reference cycles that may hold an earlier run's features
@@ -161,6 +163,7 @@ class Run:
         tqdm.write("".join(f"{row[column]:>{width}{FORMATS[column]}}" for column, width in widths.items()))
         sys.stdout.flush()
         self.write_history(name)
+        self.on_epoch(row)
 
     def save_checkpoint(self, trainer, split):
         """Write the checkpoint of a trainer, which has a `state_dict`; split: digest of the images that it trains on."""
