@@ -9,6 +9,11 @@ Absolute times depend on the machine and its load. Compare the ratios: the imple
 mlp.json and so on, and a figure of each but the hybrid, to runs/benchmark.
 """
 
+from support import entry
+
+if __name__ == "__main__":  # before the slow imports: Ctrl-C
+    entry.prepare()
+
 import difflib
 import json
 import os
@@ -24,10 +29,10 @@ from support import files, runs, settings
 
 # ---- settings: edit here, or override any of them on the command line (--rounds 9) ----
 # -- benchmark
-ROUNDS = 7  # measured epochs of each implementation; the result is their median; in [1, inf)
-TABLE_ROUNDS = 3  # mlp: the same for the tables of batch sizes and widths; 0 omits the tables; in [0, inf)
-THREADS = 2  # threads of each implementation, in [1, inf)
-IMAGES = 4_096  # cnn and hybrid: training images in each round, in [1000, 48000]
+ROUNDS = 7  # measured epochs of each implementation, whose median counts; not with --quick; in [1, 1000]
+TABLE_ROUNDS = 3  # mlp: the same for the tables of batch sizes and widths; 0 omits the tables; in [0, 1000]
+THREADS = 2  # threads of each implementation, in [1, 1024]
+IMAGES = 4_096  # cnn and hybrid: training images in each round; not with --quick; in [1000, 48000]
 COLD_START = "none"  # mlp: only train this implementation for one epoch and print the peak memory in MiB:
                      # {none, ours, torch_fused, torch_tutorial, scikit_learn}
 # -- run
@@ -36,12 +41,22 @@ QUICK = False  # smoke test of about a minute on 1,000 images; numbers are not r
 # ----
 
 BENCHMARKS = ("mlp", "cnn", "hybrid", "race")
+FLAGS_OF = {"rounds": ("mlp", "cnn", "hybrid"), "table_rounds": ("mlp",), "images": ("cnn", "hybrid"),
+            "cold_start": ("mlp",)}  # the benchmarks that use them; all use the others  # fmt: skip
 
 
 def quick_settings(s):
     """The settings of --quick."""
     changes = {"rounds": 1, "table_rounds": min(s.table_rounds, 1), "images": 1000}
     return SimpleNamespace(**vars(s) | changes)
+
+
+def check_flags(name, given):
+    """Raise settings.SettingError for a flag that the benchmark does not use. given: those on the command line."""
+    for flag in sorted(given & FLAGS_OF.keys()) if name in BENCHMARKS else ():
+        if name not in FLAGS_OF[flag]:
+            raise settings.SettingError(f"{settings.flag(flag)}: only for benchmark.py {' and '.join(FLAGS_OF[flag])}; "
+                                        "leave it out")  # fmt: skip
 
 
 def measure(name, s):
@@ -86,7 +101,7 @@ def main(argv=None):
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # before PyTorch is loaded: silences its profiler
     argv = list(sys.argv[1:] if argv is None else argv)
     name = argv.pop(0) if argv and not argv[0].startswith("-") else ""
-    s = settings.parse(sys.modules[__name__], data, argv=argv)
+    s = settings.parse(sys.modules[__name__], data, argv=argv, check_given=lambda given, s: check_flags(name, given))
     if name not in BENCHMARKS:
         meant = settings.did_you_mean(difflib.get_close_matches(name, BENCHMARKS, 1))
         problem = f"unknown benchmark {name}{meant}" if name else "no benchmark named"
@@ -109,4 +124,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    runs.cli(main)
+    entry.cli(main)

@@ -7,6 +7,11 @@ dropout, loss, label smoothing and penalty. All in float64. It ends with the wor
 the exit code is 1 if one is above TOLERANCE. --all prints a row for each network, too.
 """
 
+from support import entry
+
+if __name__ == "__main__":  # before the slow imports: Ctrl-C, --help and wrong flags
+    entry.prepare(__file__)
+
 import importlib.util
 import itertools
 import sys
@@ -15,11 +20,11 @@ import numpy as np
 
 import mlp_from_scratch as mlp
 from numpy_nn import layers
-from support import runs, settings
+from support import settings
 
 # ---- settings: edit here, or override any of them on the command line (--seed 5) ----
 # -- run
-SEED = 0  # seed of weights, inputs and labels, in [0, inf)
+SEED = 0  # seed of weights, inputs and labels, in [0, 2147483647]
 TOLERANCE = 1e-7  # largest relative error that passes, in (0, 1)
 ALL = False  # print the errors of all 360 networks
 # ----
@@ -262,4 +267,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    runs.cli(main)
+    entry.cli(main)

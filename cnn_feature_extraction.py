@@ -9,6 +9,11 @@ prints at the end, after 118 s on 2 cores of an AMD EPYC (Python 3.11.7, NumPy 2
       with flip test-time augmentation (TTA)        94.41%      93.77%
 """
 
+from support import entry
+
+if __name__ == "__main__":  # before the slow imports: Ctrl-C, --help and wrong flags
+    entry.prepare(__file__, "data.py", "support/runs.py")
+
 import contextlib
 import io
 import math
@@ -32,50 +37,51 @@ from torch_cnn.figures import cnn_figures
 
 # ---- settings: edit here, or override any of them on the command line (--epochs 5) ----
 # -- first to change
-EPOCHS = 13  # passes over the training set, in [1, inf)
-CHANNELS: tuple = (24, 48, 96, 96, 192)  # output channels of each convolution, in [1, inf)
-POOL_AFTER: tuple = (1, 2, 4)  # numbers of the convolutions, from 1, that are followed by 2 x 2 pooling; in [1, inf)
-LEARNING_RATE = 0.2  # peak learning rate; try 0.003 with adam or adamw, 0.02 with --norm none; in (0, inf)
+EPOCHS = 13  # passes over the training set, in [1, 10000]
+CHANNELS: tuple = (24, 48, 96, 96, 192)  # output channels of each convolution, in [1, 4096]
+POOL_AFTER: tuple = (1, 2, 4)  # numbers of the convolutions, from 1, that are followed by 2 x 2 pooling; in [1, 1000]
+LEARNING_RATE = 0.2  # peak learning rate; try 0.003 with adam or adamw, 0.02 with --norm none; in (0, 1000)
 SEEDS = 1  # number of runs, with seeds from SEED on; metrics.json contains mean and standard deviation; in [1, 1000]
 # -- network
 KERNEL_SIZES: tuple = (3,)  # kernel size of each convolution, in pixels; a single one is for all; in [1, 27]
 PADDING: tuple = ()  # padding of each convolution, in pixels; a single one is for all; empty: the maps keep their size;
                      # in [0, 27]
-POOL = "max"  # pooling: {max, average}
+POOL = "max"  # pooling; not with an empty --pool-after: {max, average}
 GLOBAL_POOL = "none"  # after the last convolution: flatten all pixels of its maps, or take each map's mean: {none, average}
 NORM = "batch"  # normalization after each convolution: {none, batch}
 ACTIVATION = "relu"  # activation function of all layers: {relu, leaky_relu, tanh, gelu, sigmoid}
 BLOCK_ORDER = "pool_norm_activation"  # what follows each convolution, in this order; the default is the fastest:
                                       # {pool_norm_activation, norm_activation_pool, activation_norm_pool}
-FC: tuple = ()  # neurons of fully connected layers before the classifier; the last one gives the features; in [1, inf)
-FC_NORM = False  # layer normalization in the fully connected layers
+FC: tuple = ()  # neurons of fully connected layers before the classifier; the last one gives the features;
+                # in [1, 100000]
+FC_NORM = False  # layer normalization in the fully connected layers; only with --fc
 INIT = "he"  # initialization of the weights, except the classifier's: {he, xavier, random}
-INIT_SCALE = 0.05  # standard deviation of the weights with --init random, in (0, 100]
+INIT_SCALE = 0.05  # standard deviation of the weights; only with --init random; in (0, 100]
 # -- optimization
 OPTIMIZER = "nesterov"  # update rule; nesterov is SGD with Nesterov momentum: {nesterov, adam, adamw}
-BATCH_SIZE = 256  # images per step, in [1, inf)
-MOMENTUM = 0.9  # momentum of the optimizer nesterov, in (0, 1)
+BATCH_SIZE = 256  # images per step, in [1, 1000000]
+MOMENTUM = 0.9  # decay of the velocity; only with --optimizer nesterov; in (0, 1)
 SCHEDULE = "linear"  # learning rate after the warm-up: {constant, step, exponential, cosine, linear}
 WARMUP = 0.2  # fraction of the training in which the learning rate rises linearly to its peak, in (0, 1)
 EMA_DECAY = 0.995  # decay of the moving average of the weights, which is evaluated and saved, in [0, 1)
 # -- regularization
-WEIGHT_DECAY = 0.0005  # L2 penalty added to the gradient; decoupled with adamw; in [0, inf)
+WEIGHT_DECAY = 0.0005  # L2 penalty added to the gradient; decoupled with adamw; in [0, 1000)
 DROPOUT = 0.0  # dropout probability after each convolution, in [0, 1)
-FC_DROPOUT = 0.0  # dropout probability in the fully connected layers, in [0, 1)
+FC_DROPOUT = 0.0  # dropout probability in the fully connected layers; only with --fc; in [0, 1)
 LABEL_SMOOTHING = 0.1  # fraction of each label that is spread over all classes, in [0, 1)
 # -- augmentation
 FLIP = True  # mirror each training image with probability 0.5; redrawn in every epoch
 SHIFT = 1  # random shift of training images, in pixels; redrawn in every epoch; in [0, 27]
 ERASE = 0  # side of a square of noise in half of the training images, in pixels; redrawn in every epoch; in [0, 28]
-TTA = "flip"  # test-time augmentation after training with FLIP: add the logits of the mirrored image: {none, flip}
+TTA = "flip"  # test-time augmentation: add the logits of the mirrored image; only with --flip: {none, flip}
 # -- run
 RECIPE = "default"  # plain is a small baseline, three convolutions and Adam, nothing else: {default, plain}
-SEED = 0  # seed of initialization, batch order and augmentation, in [0, inf)
+SEED = 0  # seed of initialization, batch order and augmentation, in [0, 2147483647]
 DEVICE = "auto"  # where to train; auto is the first that is available: {auto, cuda, mps, cpu}
 PRECISION = "auto"  # of the convolutions in training; auto is the faster one on this machine: {auto, float32, bfloat16}
 COMPILE = False  # use torch.compile; needs a C++ compiler; slower on two CPU cores
 RESUME = ""  # folder of an interrupted run to continue with its own settings; bit for bit on a CPU with as many threads
-QUICK = False  # smoke test: at most 4 epochs on a subset; numbers are not representative
+QUICK = False  # smoke test: at most 4 epochs in batches of at most 64, on a subset; numbers are not representative
 # ----
 
 # {recipe: the settings that it changes}, other than those given on the command line
@@ -391,4 +397,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    runs.cli(main)
+    entry.cli(main)

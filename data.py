@@ -3,6 +3,11 @@
     python data.py       finds or downloads the dataset, checks it, and prints what it holds
 """
 
+from support import entry
+
+if __name__ == "__main__":  # before the slow imports: Ctrl-C, --help and wrong flags
+    entry.prepare(__file__)
+
 import hashlib
 import os
 import sys
@@ -21,8 +26,8 @@ DATASET = "fashion-mnist"  # dataset; digits is scikit-learn's, 1,797 images tha
 DATA_DIR = "data"  # folder of the dataset's files, downloaded if missing; default: $FASHION_MNIST_DIR if set
 OFFLINE_FALLBACK = True  # if there are no files and no network, use the digits and say so, instead of an error
 VAL_FRACTION = 0.2  # fraction of the 60,000 training images in the validation split, in [0.01, 0.9]
-SPLIT_SEED = 0  # seed of the split into training and validation images, in [0, inf)
-TRAIN_SIZE = 0  # train on a subset of this many images, with equal class proportions; 0 uses all; in [0, inf)
+SPLIT_SEED = 0  # seed of the split into training and validation images, in [0, 2147483647]
+TRAIN_SIZE = 0  # train on a subset of this many images, with equal class proportions; 0 uses all; in [0, 10000000]
 LABEL_NOISE = 0.0  # fraction of the training labels that are replaced by another class, drawn at random; in [0, 1)
 # ----
 
@@ -233,6 +238,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    from support import runs
-
-    runs.cli(main)
+    entry.cli(main)

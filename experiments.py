@@ -11,13 +11,18 @@
     python experiments.py heads                            classifiers on a CNN's features, in detail
 """
 
+from support import entry
+
+if __name__ == "__main__":  # before the slow imports: Ctrl-C
+    entry.prepare()
+
 import argparse
 import importlib
 import os
 import sys
 from pathlib import Path
 
-from support import runs, settings
+from support import settings
 
 COMMANDS = {"heads": "studies.heads", "compare": "studies.compare", "search": "studies.search"}
 STORE = "runs/studies/store"  # the finished runs of all studies, found again by what they are made from
@@ -80,4 +85,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    runs.cli(main)
+    entry.cli(main)

@@ -10,6 +10,11 @@ prints at the end, after 112 s on 2 cores of an AMD EPYC (Python 3.11.7, NumPy 2
       with flip test-time augmentation (TTA)                94.38%      93.69%
 """
 
+from support import entry
+
+if __name__ == "__main__":  # before the slow imports: Ctrl-C, --help and wrong flags
+    entry.prepare(__file__, "cnn_feature_extraction.py", "data.py", "support/runs.py")
+
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,18 +37,20 @@ from torch_cnn.features import cached_features, flip_tta_logits
 # ---- settings: edit here, or override any of them on the command line (--head-epochs 5) ----
 # -- hybrid
 TRAINING = "frozen"  # the MLP on the features of a trained, frozen CNN; or CNN and MLP jointly, end to end: {frozen, joint}
-HEAD_HIDDEN: tuple = (256, 128)  # neurons in each hidden layer of the MLP, in [1, 100000]
-HEAD_EPOCHS = 3  # passes of the MLP over the features, in [1, 10000]
-HEAD_LEARNING_RATE = 0.0003  # initial learning rate of the MLP (Adam); falls to 0 along a cosine; in (0, inf)
-HEAD_BATCH_SIZE = 128  # feature vectors per step, in [1, inf)
-JOINT_LEARNING_RATE = 0.001  # peak learning rate of the MLP (Adam) in joint training; schedule as the CNN's; in (0, inf)
-FEATURE_LAYER = 0  # number of the convolution whose output, after pooling and activation, gives the features of the
-                   # frozen backbone; 0 is the input of the CNN's classifier; in [0, inf)
+HEAD_HIDDEN: tuple = (256, 128)  # neurons in each hidden layer of the MLP; not with --head; in [1, 100000]
+HEAD_EPOCHS = 3  # passes of the MLP over the features; only with --training frozen; in [1, 10000]
+HEAD_LEARNING_RATE = 0.0003  # initial learning rate of the MLP (Adam), falls to 0 along a cosine; only with
+                             # --training frozen; in (0, 1000)
+HEAD_BATCH_SIZE = 128  # feature vectors per step; only with --training frozen; in [1, 1000000]
+JOINT_LEARNING_RATE = 0.001  # peak learning rate of the MLP (Adam), schedule as the CNN's; only with --training joint;
+                             # in (0, 1000)
+FEATURE_LAYER = 0  # number of the convolution whose output, after pooling and activation, gives the features; 0 is the
+                   # input of the CNN's classifier; only with --training frozen; in [0, 1000]
 BACKBONE = ""  # backbone.safetensors of an earlier run: used as it is, or as the start of joint training; "" trains one
 HEAD = ""  # head.safetensors next to that backbone: start of joint training
 # -- run
-SEED = 0  # seed of initialization, batch order and augmentation, in [0, inf)
-QUICK = False  # smoke test of about a minute on a subset; numbers are not representative
+SEED = 0  # seed of initialization, batch order and augmentation, in [0, 2147483647]
+QUICK = False  # smoke test of about a minute on a subset: few epochs, small batches; numbers are not representative
 # ----
 
 
@@ -202,17 +209,40 @@ def load_backbone(path, images, s):
         raise files.FileError(f"{path}: was trained on {metadata['dataset']} and does not know the classes of {images.name}")
     check_split(path, metadata["settings"], s)
     defaults = cnn.quick_settings(settings.load(cnn)) if s.quick else settings.load(cnn)
-    of_this_run = {"device", "seed", "seeds", "quick", "resume", "tta"}
-    names = set(backbone.ARCHITECTURE_KEYS) if s.training == "joint" else vars(defaults).keys() - of_this_run
+    names = decided_by_backbone(s)
     saved = {name: metadata["settings"][name] for name in names & metadata["settings"].keys()}
     trained_with = settings.load(cnn, **saved)
     for name in sorted(names):
         value = getattr(trained_with, name)
         if getattr(s, name) not in (getattr(defaults, name), value):
-            raise settings.SettingError(f"--{name.replace('_', '-')}: {path} was trained with {value}; leave the flag out")
+            raise settings.SettingError(f"{settings.flag(name)}: {path} was trained with {value}; leave the flag out")
     print(f"backbone {path}: {model.name}, trained on {metadata['dataset']}")
     s = SimpleNamespace(**vars(s) | {name: getattr(trained_with, name) for name in names})
     return model.to(pick_device(s.device)), s
+
+
+def decided_by_backbone(s):
+    """The names of the settings that a given backbone decides: in joint training its architecture, else all of the CNN's."""
+    if s.training == "joint":
+        return set(backbone.ARCHITECTURE_KEYS)
+    return {name.lower() for name in settings.constants(cnn)} - {"device", "seed", "seeds", "quick", "resume", "tta"}
+
+
+def check_flags(given, s):
+    """Raise settings.SettingError for a flag that contradicts the backbone, even if its value is the default.
+
+    given: the names of the flags on the command line.
+    """
+    if s.resume or not Path(s.backbone).is_file():
+        return
+    _, metadata = files.load_weights(s.backbone, "cnn")
+    with files.checked_format(s.backbone):
+        saved = dict(metadata["settings"])
+    s = quick_settings(s) if s.quick else s
+    for name in sorted(decided_by_backbone(s) & given & saved.keys()):
+        value = tuple(saved[name]) if isinstance(saved[name], list) else saved[name]
+        if getattr(s, name) != value:
+            raise settings.SettingError(f"{settings.flag(name)}: {s.backbone} was trained with {value}; leave the flag out")
 
 
 def check_split(path, trained_with, s):
@@ -335,8 +365,9 @@ def close(run, images, s, model, title, row, logits, figures, other_rows=None, *
 
 
 def main(argv=None):
-    runs.run_seeds("hybrid_train", run, settings.parse(sys.modules[__name__], cnn, data, runs, argv=argv), check_settings)
+    s = settings.parse(sys.modules[__name__], cnn, data, runs, argv=argv, check_given=check_flags)
+    runs.run_seeds("hybrid_train", run, s, check_settings)
 
 
 if __name__ == "__main__":
-    runs.cli(main)
+    entry.cli(main)

@@ -9,6 +9,11 @@ prints at the end, after 25 s on 2 cores of an AMD EPYC (Python 3.11.7, NumPy 2.
       with flip test-time augmentation (TTA)        91.71%      90.78%
 """
 
+from support import entry
+
+if __name__ == "__main__":  # before the slow imports: Ctrl-C, --help and wrong flags
+    entry.prepare(__file__, "data.py", "support/runs.py")
+
 import itertools
 import math
 import sys
@@ -29,41 +34,41 @@ from support import files, runs, settings, training
 # -- first to change
 EPOCHS = 40  # passes over the training set, in [1, 10000]
 HIDDEN: tuple = (256, 128)  # neurons in each hidden layer; empty for softmax regression; in [1, 100000]
-LEARNING_RATE = 0.003  # peak learning rate; try 0.1 with sgd, 0.02 with momentum or nesterov; in (0, inf)
-DROPOUT = 0.05  # dropout probability in the hidden layers, in [0, 1)
+LEARNING_RATE = 0.003  # peak learning rate; try 0.1 with sgd, 0.02 with momentum or nesterov; in (0, 1000)
+DROPOUT = 0.05  # dropout probability in the hidden layers; not with an empty --hidden; in [0, 1)
 SEEDS = 1  # number of runs, with seeds from SEED on; metrics.json contains mean and standard deviation; in [1, 1000]
 # -- network
-ACTIVATION = "relu"  # activation function of the hidden layers: {relu, leaky_relu, tanh, gelu, sigmoid}
-NORM = "batch"  # normalization before each activation: {none, batch, layer}
+ACTIVATION = "relu"  # activation function; not with an empty --hidden: {relu, leaky_relu, tanh, gelu, sigmoid}
+NORM = "batch"  # normalization before each activation; not with an empty --hidden: {none, batch, layer}
 INIT = "he"  # initialization of the weights: {he, xavier, lecun, random}
-INIT_SCALE = 0.01  # standard deviation of the weights with --init random, in (0, 100]
+INIT_SCALE = 0.01  # standard deviation of the weights; only with --init random; in (0, 100]
 # -- optimization
 LOSS = "softmax"  # softmax cross-entropy, or binary cross-entropy of one sigmoid per class: {softmax, sigmoid}
 OPTIMIZER = "adam"  # update rule: {sgd, momentum, nesterov, rmsprop, adam, adamw}
-BATCH_SIZE = 128  # images per step, in [1, inf)
-MOMENTUM = 0.9  # momentum of the optimizers momentum and nesterov, in [0, 1)
+BATCH_SIZE = 128  # images per step, in [1, 1000000]
+MOMENTUM = 0.9  # decay of the velocity; only with --optimizer momentum or nesterov; in [0, 1)
 SCHEDULE = "linear"  # learning rate after the warm-up: {constant, step, exponential, cosine, linear, plateau}
 WARMUP = 0.2  # fraction of the training in which the learning rate rises linearly to its peak, in [0, 1)
-MAX_GRAD_NORM = 0.0  # clip the norm of the gradient to this; 0 disables; in [0, inf)
+MAX_GRAD_NORM = 0.0  # clip the norm of the gradient to this; 0 disables; in [0, 1000000)
 EMA_DECAY = 0.999  # decay of the moving average of the weights, which is evaluated and saved; 0 disables; in [0, 1)
 # -- regularization
-WEIGHT_DECAY = 0.1  # decoupled weight decay, as in AdamW; use less with sgd and momentum; in [0, inf)
-L1 = 0.0  # L1 penalty: this times the sum of the absolute weights, in [0, inf)
-L2 = 0.0  # L2 penalty: half of this times the sum of the squared weights, in [0, inf)
+WEIGHT_DECAY = 0.1  # decoupled weight decay, as in AdamW; use less with sgd and momentum; in [0, 1000)
+L1 = 0.0  # L1 penalty: this times the sum of the absolute weights, in [0, 1000000)
+L2 = 0.0  # L2 penalty: half of this times the sum of the squared weights, in [0, 1000000)
 INPUT_DROPOUT = 0.0  # dropout probability of the pixels, in [0, 1)
 LABEL_SMOOTHING = 0.1  # fraction of each label that is spread over all classes, in [0, 1)
 PATIENCE = 0  # stop after this many epochs without improvement in validation accuracy and restore the best weights;
-              # 0 disables; in [0, inf)
+              # 0 disables; in [0, 10000]
 # -- augmentation
 FLIP = True  # mirror each training image with probability 0.5; redrawn for every batch
 SHIFT = 0  # random shift of training images, in pixels; redrawn for every batch; in [0, 27]
 ERASE = 0  # side of a square of noise in half of the training images, in pixels; redrawn for every batch; in [0, 28]
-AUGMENT_ONCE = False  # draw the augmentation once, before training, instead of anew for every batch
+AUGMENT_ONCE = False  # augment once, before training, not anew for every batch; only with --flip, --shift or --erase
 NORMALIZE = "global"  # mean 0 and standard deviation 1 over all pixels, or for each pixel: {none, global, per_pixel}
-TTA = "flip"  # test-time augmentation after training with FLIP: add the logits of the mirrored image: {none, flip}
+TTA = "flip"  # test-time augmentation: add the logits of the mirrored image; only with --flip: {none, flip}
 # -- run
 RECIPE = "default"  # plain is a baseline: Adam with a cosine schedule and nothing else, 12 epochs: {default, plain}
-SEED = 0  # seed of initialization, batch order, dropout and augmentation, in [0, inf)
+SEED = 0  # seed of initialization, batch order, dropout and augmentation, in [0, 2147483647]
 RESUME = ""  # folder of an interrupted run to continue, bit for bit, with its own settings
 QUICK = False  # smoke test: at most 5 epochs on a subset; numbers are not representative
 # ----
@@ -97,7 +102,6 @@ class MLP(FlatParameters):
             if dropout:
                 self.layers.append(Dropout(dropout, dropout_rng))
         self.layers.append(Linear(*sizes[-2:], init, init_scale))
-
         self.first = next(layer for layer in self.layers if layer.shapes)  # whose dx nothing needs
         self._allocate(dtype, num_values)
         if rng is not None:
@@ -185,17 +189,15 @@ class Trainer(training.Trainer):
 
     def adjust_gradients(self):
         """Add the gradients of the L1 and L2 penalties, then clip."""
-        s = self.s
-        if s.l1 or s.l2:
-            self.model.add_penalties(s.l1, s.l2)
-        if s.max_grad_norm:
-            self.model.clip_grad_norm(s.max_grad_norm)
+        if self.s.l1 or self.s.l2:
+            self.model.add_penalties(self.s.l1, self.s.l2)
+        if self.s.max_grad_norm:
+            self.model.clip_grad_norm(self.s.max_grad_norm)
 
     def decay_weights(self, lr):
         """Weight decay, decoupled from the gradient (Loshchilov and Hutter 2019), in the form of torch.optim.AdamW."""
-        if self.s.weight_decay:
-            for W, _ in self.model.weights:
-                W *= 1 - lr * self.s.weight_decay
+        for W, _ in self.model.weights if self.s.weight_decay else ():
+            W *= 1 - lr * self.s.weight_decay
 
     def lr_of_step(self, step):
         """The learning rate of a step, counted from 0 over the whole training."""
@@ -213,8 +215,7 @@ class Trainer(training.Trainer):
                 self.monitor.before_step()
             lr = self.lr_of_step(first_step + number)
             x = np.take(X, batch, axis=0, out=buffer[: len(batch)], mode="clip")  # mode="raise" would copy once more
-            if self.transform:
-                x = self.transform(x)
+            x = self.transform(x) if self.transform else x
             loss, correct = self.train_step(x, y[batch], lr)
             loss_sum += loss * len(batch)
             num_correct += correct
@@ -312,8 +313,7 @@ def restore(path):
 def make_rngs(seed):
     """Independent generators {"init": ..., "shuffle": ..., "dropout": ..., "augment": ...}."""
     names = ("init", "shuffle", "dropout", "augment")
-    sequences = np.random.SeedSequence(seed).spawn(len(names))
-    return dict(zip(names, map(np.random.default_rng, sequences), strict=True))
+    return dict(zip(names, map(np.random.default_rng, np.random.SeedSequence(seed).spawn(len(names))), strict=True))
 
 
 def build(num_features, num_classes, s, dtype=np.float32):
@@ -393,4 +393,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    runs.cli(main)
+    entry.cli(main)

@@ -9,6 +9,11 @@ matplotlib and scikit-learn are imported when the first figure is made, not with
 than the NumPy network takes for its first epoch.
 """
 
+from support import entry
+
+if __name__ == "__main__":  # before the slow imports: Ctrl-C
+    entry.prepare()
+
 import argparse
 import csv
 import textwrap
@@ -390,4 +395,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    entry.cli(main)

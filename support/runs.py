@@ -13,6 +13,7 @@ import gc
 import importlib.metadata
 import io
 import json
+import math
 import os
 import platform
 import shlex
@@ -28,8 +29,8 @@ import numpy as np
 from tqdm import tqdm
 
 import plots
-from support import files
-from support.settings import SettingError
+from support import entry, files
+from support.settings import EXTENDABLE, SettingError
 
 # ---- settings: edit here, or override on the command line (--output-dir DIR) ----
 # -- run
@@ -46,34 +47,13 @@ COLUMNS = ("epoch", "train_loss", "train_accuracy", "train_eval_loss", "train_ev
 FORMATS = {"epoch": "d", "train_loss": ".4f", "train_accuracy": ".2%", "val_loss": ".4f", "val_accuracy": ".2%",
            "learning_rate": ".2e", "seconds": ".1f"}  # of the columns that are printed  # fmt: skip
 CHECKPOINT = "checkpoint.safetensors"
+cli = entry.cli
 
 
 class Diverged(Exception):
     """A training whose loss is no longer a finite number."""
 
     exit_code = 1
-
-
-def cli(main):
-    """Call `main`. A user's mistake ends in one line on stderr and exit code 1 or 2; Ctrl-C or SIGTERM in one and 130."""
-    try:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        main()
-    except KeyboardInterrupt as interrupt:
-        print(f"\ninterrupted{interrupt}", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:  # the reader of the output, such as head, has closed it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except Exception as error:
-        out_of_memory = (isinstance(error, MemoryError)
-                         or type(error).__name__ == "OutOfMemoryError"  # torch's, on a GPU
-                         or "DefaultCPUAllocator: can't allocate memory" in str(error))  # torch's RuntimeError  # fmt: skip
-        if not (hasattr(error, "exit_code") or isinstance(error, OSError) or out_of_memory):
-            raise
-        message = str(error).strip().splitlines() or ["not enough memory"]
-        print(f"{Path(sys.argv[0]).name}: {message[0]}", file=sys.stderr)
-        sys.exit(getattr(error, "exit_code", 1))
 
 
 def new_folder(script, settings, lock):
@@ -138,6 +118,15 @@ class Run:
         self.start = None if resumed else time.perf_counter()
         self.lock = contextlib.ExitStack()
         self.path = resumed_folder(resumed, self.lock) if resumed else new_folder(script, self.settings, self.lock)
+        if resumed:
+            self.extend()
+
+    def extend(self):
+        """Record in settings.json that a resumed run trains for more epochs than it was started with."""
+        saved = files.read_json(self.path / "settings.json")
+        changes = {name: self.settings[name] for name in ("epochs", "warmup") if name in saved}
+        if changes.get("epochs", 0) > saved.get("epochs", 0):
+            self.save({"settings.json": json.dumps(saved | changes, indent=2) + "\n"})
 
     def __enter__(self):
         values = "  ".join(f"{name}={value!r}".replace(", ", ",") for name, value in self.settings.items())
@@ -146,10 +135,10 @@ class Run:
 
     def __exit__(self, kind, error, traceback):
         self.lock.close()
+        if kind is KeyboardInterrupt or (kind and entry.interrupted):  # which C code may turn into another exception
+            raise KeyboardInterrupt(f": what was saved so far is in {self.path}") from None
         if kind is files.WriteError:
             raise not_written(error, self.script, self.path) from None
-        if kind is KeyboardInterrupt:
-            raise KeyboardInterrupt(f": what was saved so far is in {self.path}") from None
         if kind is Diverged and (self.path / CHECKPOINT).exists():
             raise Diverged(f"{error}; the last checkpoint is {self.path / CHECKPOINT}") from None
 
@@ -191,6 +180,7 @@ class Run:
     def save(self, contents):
         """Write {file name: text, matplotlib Figure or NumPy array (.npy)}. Figures are named .png; the settings decide."""
         for name, content in contents.items():
+            entry.check_interrupt()
             if isinstance(content, str):
                 files.write_text(self.path / name, content)
                 continue
@@ -335,15 +325,25 @@ def load_checkpoint(trainer, s, split):
     with files.checked_format(path):
         if metadata["split"] != split:
             raise files.FileError(f"{path}: is of a training on other data")
-        if metadata["settings"] != (current := training_settings(vars(s))):
-            different = sorted(name for name in current if metadata["settings"].get(name) != current[name])
+        current = training_settings(vars(s))
+        if (saved := metadata["settings"]) != current and not extends(current, saved):
+            different = sorted(name for name in current if saved.get(name) != current[name])
             raise ValueError(f"of a training with other settings: {', '.join(different)}")
         trainer.load_state_dict(tensors, metadata)
         texts = [{name: json.dumps(value, sort_keys=True) for name, value in state.items()}
                  for state in (metadata, trainer.state_dict()[1])]  # fmt: skip
         if wrong := [name for name, text in texts[1].items() if texts[0].get(name) != text]:
             raise ValueError(f"{', '.join(wrong)}: not what follows from its history")
+    if saved["epochs"] < s.epochs and trainer.should_stop:
+        raise files.FileError(f"--epochs {s.epochs}: {folder} has stopped early, by --patience, and cannot be extended")
     print(f"resuming {folder} after epoch {metadata['epoch']}")
+
+
+def extends(current, saved):
+    """Whether the training settings `current` are `saved` with more epochs, after a warm-up of the same length."""
+    more = {"epochs": current["epochs"], "warmup": current["warmup"]}
+    same_warmup = math.isclose(current["epochs"] * current["warmup"], saved["epochs"] * saved["warmup"])
+    return saved["schedule"] in EXTENDABLE and saved | more == current and same_warmup
 
 
 def command_line():

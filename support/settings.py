@@ -8,6 +8,14 @@ help text, and the end of the comment restricts the value:
     `in (0, inf)`         a number in this interval; round brackets exclude the end. Applies to each element of a tuple.
     `$FASHION_MNIST_DIR`  anywhere in the comment: if this environment variable is set, its value is the default
 
+A flag that would have no effect is refused by these words, anywhere in the comment:
+
+    `only with --fc`                        unless FC is set: not empty, 0 or False
+    `not with an empty --hidden`            the same
+    `only with --optimizer adam or adamw`   unless OPTIMIZER is one of these words
+    `only with --flip, --shift or --erase`  unless one of them is set
+    `not with --head`                       if HEAD is set; or, with words after it, is one of them
+
 A comment may continue on the lines below. A line `# -- network` starts a group, which is a heading in --help. A boolean
 becomes `--quick` and `--no-quick`. `HIDDEN: tuple = (256, 128)` takes any number of values (`--hidden 256 128` or
 `--hidden 256,128`), and `= 256` stands for `= (256,)`. A whole number in an interval with a round bracket at a finite end,
@@ -17,6 +25,7 @@ whose values replace the defaults.
 
 import argparse
 import ast
+import contextlib
 import difflib
 import json
 import numbers
@@ -28,72 +37,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
-from support import files
+from support.synonyms import MEANINGS, RENAMED, RENAMED_VALUES, VALUE_MEANINGS
 
+ROOT = Path(__file__).resolve().parent.parent
 INTERVAL = re.compile(r"in ([\[(])(\S+), (\S+)([\])])$")
 CHOICES = re.compile(r"\{([^}]*)\}$")
-
-# Former names of settings and values, for the error message.
-RENAMED = {
-    "clip_norm": "max_grad_norm", "average": "ema_decay", "input": "normalize", "reduce": "global_pool",
-    "flip_average": "tta flip", "no_flip_average": "tta none", "batch_norm": "norm batch", "no_batch_norm": "norm none",
-    "neighbours": "neighbors",
-}  # fmt: skip
-RENAMED_VALUES = {"one_cycle": "linear", "triangle": "linear", "standard": "global", "pixel": "per_pixel", "flatten": "none"}
-
-# Other words for a setting, and the settings that they may mean: those that the script has are suggested.
-MEANINGS = {
-    "lr eta step_size initial_lr max_lr peak_lr learning_rate_init": "learning_rate head_learning_rate joint_learning_rate",
-    "head_lr mlp_lr mlp_learning_rate": "head_learning_rate joint_learning_rate",
-    "joint_lr": "joint_learning_rate",
-    "epoch n_epochs num_epochs max_epochs max_iter iterations passes": "epochs head_epochs",
-    "mlp_epochs": "head_epochs",
-    "bs batch mini_batch": "batch_size head_batch_size",
-    "depth layers num_layers hidden_layers hidden_layer_sizes hidden_size hidden_dim width units neurons":
-        "hidden channels head_hidden",
-    "mlp_hidden": "head_hidden",
-    "filters convolutions conv maps feature_maps": "channels",
-    "kernel kernel_size filter_size": "kernel_sizes",
-    "pooling max_pool": "pool pool_after",
-    "gap global_average_pooling": "global_pool",
-    "fully_connected dense": "fc hidden head_hidden",
-    "act nonlinearity": "activation",
-    "bn batch_norm batch_normalization layer_norm normalization": "norm",
-    "standardize preprocessing normalise": "normalize",
-    "initializer initialization weight_init": "init",
-    "criterion objective loss_function": "loss",
-    "optim opt solver": "optimizer",
-    "mom beta beta1": "momentum",
-    "scheduler lr_scheduler lr_schedule": "schedule",
-    "warmup_epochs warmup_steps pct_start": "warmup",
-    "clip clip_grad clip_grad_norm grad_clip gradient_clipping max_norm": "max_grad_norm",
-    "ema swa weight_averaging": "ema_decay",
-    "wd decay": "weight_decay",
-    "alpha penalty regularization": "l2 weight_decay",
-    "drop drop_rate dropout_rate dropout_p": "dropout fc_dropout",
-    "smoothing": "label_smoothing",
-    "early_stopping early_stop n_iter_no_change": "patience",
-    "augment augmentation data_augmentation aug transforms": "flip shift erase",
-    "mirror hflip horizontal_flip": "flip",
-    "translate crop random_crop jitter": "shift",
-    "cutout random_erasing": "erase",
-    "test_time_augmentation": "tta",
-    "random_state random_seed manual_seed": "seed",
-    "runs repeats trials num_seeds n_seeds": "seeds",
-    "gpu cuda mps cpu": "device",
-    "amp bf16 fp16 half mixed_precision dtype": "precision",
-    "continue checkpoint restart": "resume",
-    "smoke smoke_test fast debug dry_run": "quick",
-    "out output out_dir save_dir log_dir": "output_dir",
-    "data data_path root": "data_dir",
-    "joint end_to_end freeze frozen": "training",
-    "cnn pretrained": "backbone",
-}
-VALUE_MEANINGS = {
-    "kaiming": "he", "glorot": "xavier", "cross_entropy": "softmax", "ce": "softmax", "bce": "sigmoid", "bn": "batch",
-    "ln": "layer", "sgd": "nesterov", "mean": "average", "avg": "average", "gpu": "cuda", "bf16": "bfloat16",
-    "fp32": "float32", "end_to_end": "joint", "fashion": "fashion-mnist",
-}  # fmt: skip
+CLAUSE = re.compile(r"(only with|not with an empty|not with) (--[\w-]+(?:(?:,| or) --[\w-]+)*)((?: (?:or )?[a-z_]+)*)")
+EXTENDABLE = ("constant", "plateau")  # schedules whose learning rate does not depend on the number of epochs
 
 
 class SettingError(ValueError):
@@ -142,6 +92,21 @@ def constants(*modules):
                 default = float(default)
             table.setdefault(name, Constant(comment.strip(), default, module, group))
     return table
+
+
+def outline(path):
+    """A stand-in for the module of a script's file: its docstring and the constants that are literals, without importing it.
+
+    The path is relative to the repository's folder, or absolute.
+    """
+    path = ROOT / path
+    tree, values = ast.parse(path.read_text(encoding="utf-8")), {}
+    for statement in tree.body:
+        if isinstance(statement, (ast.Assign, ast.AnnAssign)):
+            target = statement.targets[0] if isinstance(statement, ast.Assign) else statement.target
+            with contextlib.suppress(ValueError, AttributeError):
+                values[target.id] = ast.literal_eval(statement.value)
+    return SimpleNamespace(__file__=str(path), __doc__=ast.get_docstring(tree), **values)
 
 
 def is_decimal(opening, high, closing):
@@ -248,6 +213,8 @@ def recipe_of(table, given):
 
 def resumed(modules, given):
     """The settings of the run in the folder given["resume"]. Raises SettingError for a flag that contradicts them."""
+    from support import files  # here, since it imports NumPy, which --help does not need
+
     path = Path(given["resume"], "settings.json")
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
@@ -256,6 +223,9 @@ def resumed(modules, given):
             raise ValueError(f"its settings.json lacks {', '.join(sorted(missing))}")
     except (OSError, *files.DAMAGED) as error:
         raise SettingError(f"--resume {given['resume']}: not the folder of a run of this script ({error})") from None
+    if "epochs" in given:
+        saved |= (changes := more_epochs(s, load(*modules, epochs=given["epochs"]).epochs))
+        vars(s).update(changes)
     for name, value in vars(load(*modules, **(saved | given))).items():
         if name not in ("resume", "data_dir") and value != getattr(s, name):  # the data may have moved
             earlier = " ".join(map(str, saved[name])) if isinstance(saved[name], list) else saved[name]
@@ -263,6 +233,37 @@ def resumed(modules, given):
     moved = s.data_dir if "$" not in os.path.expandvars(s.data_dir) else load(*modules).data_dir
     s.resume, s.data_dir = given["resume"], given.get("data_dir", moved)
     return s
+
+
+def more_epochs(s, epochs):
+    """The changes by which a resumed run with the settings `s` trains longer: {} where `epochs` are not more than its own.
+
+    The warm-up keeps its length in epochs. Raises SettingError for a run that cannot be extended.
+    """
+    if epochs <= s.epochs:
+        return {}
+    reason = ""
+    if s.schedule not in EXTENDABLE:
+        reason = f"its {s.schedule} schedule ends with epoch {s.epochs}; only --schedule {' or '.join(EXTENDABLE)} goes on"
+    elif s.quick:
+        reason = "--quick limits its epochs"
+    elif s.seeds > 1:
+        reason = "it has several seeds; extend the run of one, as with --resume FOLDER/seed_0"
+    if reason:
+        raise SettingError(f"--epochs {epochs}: the run was started with {s.epochs} and cannot be extended: {reason}")
+    return {"epochs": epochs, "warmup": s.warmup * s.epochs / epochs}
+
+
+def check_effect(given, s, table):
+    """Raise SettingError for a given flag that has no effect with the settings `s`, by the clauses of its comment."""
+    for name in given:
+        for clause in CLAUSE.finditer(table[name.upper()].comment):
+            kind, flags, words = clause.groups()
+            others, words = re.findall(r"--([\w-]+)", flags), words.replace(" or ", " ").split()
+            values = [getattr(s, other.replace("-", "_"), None) for other in others]
+            holds = any(value in words if words else value for value in values)
+            if None not in values and holds == (kind == "not with"):
+                raise SettingError(f"{flag(name)}: {clause.group()}; it would have no effect, leave it out")
 
 
 class Help(argparse.HelpFormatter):
@@ -281,8 +282,8 @@ class Help(argparse.HelpFormatter):
 
 def module_path(constant):
     """The file of a constant's module as one names it in the repository's folder: data.py, support/runs.py."""
-    path, root = Path(constant.module.__file__).resolve(), Path(__file__).resolve().parent.parent
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
+    path = Path(constant.module.__file__).resolve()
+    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
 
 
 def make_parser(table, modules):
@@ -307,8 +308,12 @@ def make_parser(table, modules):
     return parser
 
 
-def parse(*modules, argv=None):
-    """The settings of `modules` from the command line. For a wrong flag or value: one line on stderr, exit code 2."""
+def parse(*modules, argv=None, both=(), check_given=lambda given, s: None):
+    """The settings of `modules` from the command line. For a wrong flag or value: one line on stderr, exit code 2.
+
+    both: settings whose values a script runs through itself, so that no flag is refused for them. check_given(names of the
+    flags that were given, settings) may raise SettingError, too.
+    """
     table = constants(*modules)
     parser = make_parser(table, modules)
     given, unknown = parser.parse_known_args(argv)
@@ -320,6 +325,19 @@ def parse(*modules, argv=None):
         parser.error(unknown_setting(unknown[0].partition("=")[0], known) + "; --help lists all flags")
     given = {name: " ".join(value) if isinstance(value, list) else value for name, value in vars(given).items()}
     try:
-        return resumed(modules, given) if given.get("resume") else load(*modules, **given)
+        s = resumed(modules, given) if given.get("resume") else load(*modules, **given)
+        check_effect(given, SimpleNamespace(**{name: value for name, value in vars(s).items() if name not in both}), table)
+        check_given(given.keys(), s)
     except SettingError as mistake:
         parser.error(str(mistake))
+    return s
+
+
+def parse_early(*paths):
+    """`parse` for --help and mistakes alone, before the modules of these files are imported."""
+    try:
+        outlines = [outline(path) for path in paths]
+        constants(*outlines)
+    except (SyntaxError, AttributeError):  # a constant that was edited to an expression: `parse` comes later
+        return
+    parse(*outlines)

@@ -1,0 +1,132 @@
+"""How every script begins and ends: one line and an exit code for a user's mistake, for Ctrl-C and for a closed output.
+
+    if __name__ == "__main__":  # before the slow imports
+        from support import entry
+
+        entry.prepare(__file__, "data.py")  # the files whose constants are the script's flags
+    ...
+    if __name__ == "__main__":
+        entry.cli(main)
+
+This module imports only what Python loads in a few milliseconds: until `prepare` has been called, Ctrl-C is a traceback.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+
+if __name__ == "__main__":
+    raise SystemExit("support/entry.py is a module, not a script: every script uses it")
+
+interrupted = False  # whether Ctrl-C has been pressed
+
+
+def prepare(*paths):
+    """Prepare the process. With paths, the files in which its settings are: answer --help and wrong flags now.
+
+    The scripts' settings are parsed again by `main`, with the values that the imported modules have.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else ignored, as in the background of a shell
+        signal.signal(signal.SIGINT, leave)
+    sys.unraisablehook = report_unraisable
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed, as by >&- in a shell
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+    if paths:
+        from support import settings
+
+        one_line(lambda: settings.parse_early(*paths))
+
+
+def cli(main):
+    """Call `main`. A user's mistake ends in one line on stderr and exit code 1 or 2; Ctrl-C in one line and 130."""
+
+    def job():
+        try:
+            change_sigint(interrupt)
+            main()
+            check_interrupt()
+        finally:
+            change_sigint(signal.SIG_IGN)  # nothing is left to interrupt
+
+    one_line(job)
+
+
+def change_sigint(handler):
+    """Set what Ctrl-C does, if `prepare` has set it before."""
+    if signal.getsignal(signal.SIGINT) in (leave, interrupt):
+        signal.signal(signal.SIGINT, handler)
+
+
+def leave(*ignored):
+    """Ctrl-C during the imports, some of which would turn an exception into another one; or a second Ctrl-C."""
+    try:
+        os.write(2, b"\ninterrupted\n")
+    finally:
+        os._exit(130)
+
+
+def interrupt(*ignored):
+    """Ctrl-C in `main`: the first one unwinds the stack, so that half-written files are removed."""
+    global interrupted
+    if interrupted:
+        leave()
+    interrupted = True
+    raise KeyboardInterrupt
+
+
+def check_interrupt():
+    """Raise KeyboardInterrupt again if one was lost, as in a callback from C code, where Python drops exceptions."""
+    if interrupted:
+        raise KeyboardInterrupt
+
+
+def report_unraisable(unraisable):
+    """Python's report of an exception that it has to drop, except for KeyboardInterrupt: see `check_interrupt`."""
+    if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+        sys.__unraisablehook__(unraisable)
+
+
+def one_line(function):
+    """Call the function; end the process for what is not a bug, with one line on stderr and an exit code."""
+    try:
+        try:
+            function()
+        finally:
+            sys.stdout.flush()  # here, since Python reports a failure at its end as an ignored exception
+    except KeyboardInterrupt as error:
+        end(130, f"\ninterrupted{error}")
+    except BrokenPipeError:  # the reader of the output, such as head, has closed it
+        end(1)
+    except Exception as error:
+        if interrupted:  # C code has turned KeyboardInterrupt into another exception
+            end(130, "\ninterrupted")
+        out_of_memory = (isinstance(error, MemoryError)
+                         or type(error).__name__ == "OutOfMemoryError"  # torch's, on a GPU
+                         or "DefaultCPUAllocator: can't allocate memory" in str(error))  # torch's RuntimeError  # fmt: skip
+        if not (hasattr(error, "exit_code") or isinstance(error, OSError) or out_of_memory):
+            raise
+        message = str(error).strip().splitlines() or ["not enough memory"]
+        if isinstance(error, OSError) and not flushes(sys.stdout):
+            message = [f"cannot write to the standard output: {error.strerror}"]
+        end(getattr(error, "exit_code", 1), f"{os.path.basename(sys.argv[0])}: {message[0]}")
+
+
+def end(code, message=""):
+    """Exit with the code, after the message on stderr."""
+    if message:
+        with contextlib.suppress(OSError):  # of a full stderr: there is nowhere to say so
+            print(message, file=sys.stderr)
+    for stream in (sys.stdout, sys.stderr):
+        if not flushes(stream):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # else Python tries again at its end
+    sys.exit(code)
+
+
+def flushes(stream):
+    try:
+        stream.flush()
+    except OSError:
+        return False
+    return True
