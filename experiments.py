@@ -1,14 +1,14 @@
-"""Studies: comparisons over several seeds with paired tests, and a verdict in words.
+"""Studies: comparisons over several seeds, with paired tests and a verdict.
 
-    python experiments.py                                  lists the studies and their cost
-    python experiments.py dropout activation               runs two of them; --all runs every one
-    python experiments.py --all --quick                    smoke test of all in minutes
+    python experiments.py                       lists the studies and their cost
+    python experiments.py dropout activation    runs two; --all runs every one
+    python experiments.py --all --quick         smoke test of all in minutes
     python experiments.py sweep mlp --vary dropout 0 0.2 0.4 --seeds 3
-                                                           a study of one's own: any script, any flag;
-                                                           two --vary give a heat map
-    python experiments.py compare RUN RUN ...              compares runs that are there already
-    python experiments.py search mlp                       searches the MLP's settings
-    python experiments.py heads                            classifiers on a CNN's features, in detail
+                                                any flag of any script; two
+                                                --vary give a heat map
+    python experiments.py compare RUN RUN ...   compares finished runs
+    python experiments.py search mlp            searches the MLP's settings
+    python experiments.py heads                 classifiers on CNN features
 """
 
 from support import entry

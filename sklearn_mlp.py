@@ -4,6 +4,9 @@
     GridSearchCV(ScratchMLPClassifier(max_iter=20), {"dropout": [0, 0.2]}).fit(X, y)
 """
 
+if __name__ == "__main__":
+    raise SystemExit("sklearn_mlp.py is a module, not a script: import ScratchMLPClassifier from it")
+
 import numbers
 import re
 import warnings

@@ -1,5 +1,8 @@
 """Speed of the CNN and of joint training compared with a tutorial's training loop and with an MLP in PyTorch, on a CPU."""
 
+if __name__ == "__main__":
+    raise SystemExit("benchmarks/cnn.py is a module, not a script: benchmark.py uses it")
+
 import itertools
 import time
 from statistics import median

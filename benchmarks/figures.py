@@ -1,5 +1,8 @@
 """Figures of the benchmark's results: the content of mlp.json, cnn.json or race.json in, a matplotlib Figure out."""
 
+if __name__ == "__main__":
+    raise SystemExit("benchmarks/figures.py is a module, not a script: benchmark.py uses it")
+
 import textwrap
 
 import numpy as np

@@ -5,6 +5,9 @@ learning rate 0.001 and returns (a function that trains one epoch, a function th
 its packages itself, so that a cold start loads no others.
 """
 
+if __name__ == "__main__":
+    raise SystemExit("benchmarks/mlp.py is a module, not a script: benchmark.py uses it")
+
 import itertools
 from statistics import median
 

@@ -4,6 +4,9 @@ A ratio is "ours / theirs". It is taken within each round, since implementations
 load from other processes; the median over the rounds is the result, the lowest and the highest round are its spread.
 """
 
+if __name__ == "__main__":
+    raise SystemExit("benchmarks/timing.py is a module, not a script: benchmark.py uses it")
+
 import json
 import subprocess
 import sys

@@ -1,5 +1,8 @@
 """Figures of the NumPy MLP: the first layer's weights, activations and gradients by layer, what the monitor recorded."""
 
+if __name__ == "__main__":
+    raise SystemExit("numpy_nn/figures.py is a module, not a script: mlp_from_scratch.py uses it")
+
 import numpy as np
 
 import plots

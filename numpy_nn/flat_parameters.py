@@ -1,5 +1,8 @@
 """One contiguous vector for all parameters of a network, one for their gradients, one for running statistics."""
 
+if __name__ == "__main__":
+    raise SystemExit("numpy_nn/flat_parameters.py is a module, not a script: mlp_from_scratch.py uses it")
+
 import math
 
 import numpy as np

@@ -4,6 +4,9 @@ Shapes: N rows of a batch, n_in or D features, C classes. `dout` is the gradient
 output, `dx` with respect to its input.
 """
 
+if __name__ == "__main__":
+    raise SystemExit("numpy_nn/layers.py is a module, not a script: mlp_from_scratch.py uses it")
+
 import math
 
 import numpy as np

@@ -3,6 +3,9 @@
 After each epoch mlp_from_scratch.py prints its advice; at the end it plots its history as monitor.png.
 """
 
+if __name__ == "__main__":
+    raise SystemExit("numpy_nn/monitor.py is a module, not a script: mlp_from_scratch.py uses it")
+
 import copy
 
 import numpy as np

@@ -3,6 +3,9 @@
 An optimizer sees a network as two flat vectors, `params` and `grads`, and updates the first in place.
 """
 
+if __name__ == "__main__":
+    raise SystemExit("numpy_nn/optimizers.py is a module, not a script: mlp_from_scratch.py uses it")
+
 import math
 
 import numpy as np

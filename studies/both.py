@@ -1,5 +1,8 @@
 """Studies of several networks: number of training images, label noise, training time; and those of the hybrid."""
 
+if __name__ == "__main__":
+    raise SystemExit("studies/both.py is a module, not a script: experiments.py uses it")
+
 from studies.cnn import PLAIN as PLAIN_CNN
 from studies.study import Claim, Study, vary
 

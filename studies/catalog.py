@@ -1,5 +1,8 @@
 """All studies, and what `python experiments.py` does with them."""
 
+if __name__ == "__main__":
+    raise SystemExit("studies/catalog.py is a module, not a script: experiments.py uses it")
+
 import ast
 import difflib
 import json

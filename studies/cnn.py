@@ -3,6 +3,9 @@
 Three seeds, at a smaller budget than the MLP's. `references` trains the networks of the similar projects.
 """
 
+if __name__ == "__main__":
+    raise SystemExit("studies/cnn.py is a module, not a script: experiments.py uses it")
+
 from studies.study import Claim, Study, vary
 
 PLAIN = {"recipe": "plain"}

@@ -1,11 +1,15 @@
-"""Compare finished runs: a table, curves with a band over the seeds, paired tests, and a verdict.
+"""Compare finished runs: table, curves with a band over seeds, paired tests.
 
-    python experiments.py compare runs/mlp_from_scratch/A runs/mlp_from_scratch/B
+    python experiments.py compare runs/mlp_from_scratch/A runs/hybrid_train/B
 
-writes table.md, table.csv, table.tex and curves.png, and prints the table. Runs of several seeds are compared over the seeds
-that they share (paired t test), single runs image by image (McNemar's test). The first run is the one that the others are
-compared with.
+writes table.md, table.csv, table.tex and curves.png, and prints the table. Runs
+of several seeds are compared over the seeds that they share (paired t test),
+single runs image by image (McNemar's test). The first run is the one that the
+others are compared with.
 """
+
+if __name__ == "__main__":
+    raise SystemExit("studies/compare.py is a module, not a script: experiments.py uses it")
 
 import argparse
 from pathlib import Path

@@ -1,5 +1,8 @@
 """A study from its first run to its verdict: a learning rate for each variant, all seeds, paired tests, words."""
 
+if __name__ == "__main__":
+    raise SystemExit("studies/comparison.py is a module, not a script: experiments.py uses it")
+
 import math
 import statistics
 from dataclasses import dataclass

@@ -1,5 +1,8 @@
 """One training run of a study, as a worker process does it: settings in, a row of results out, no files left behind."""
 
+if __name__ == "__main__":
+    raise SystemExit("studies/execute.py is a module, not a script: experiments.py uses it")
+
 import contextlib
 import functools
 import importlib

@@ -5,6 +5,14 @@
 writes results/figures/*.png. --run is a run of hybrid_train.py with its features.npz, of which the map of top.png is made.
 """
 
+if __name__ == "__main__" and not __package__:
+    raise SystemExit("studies/figures.py: run it as python -m studies.figures, in the repository's folder")
+
+from support import entry
+
+if __name__ == "__main__":  # before the slow imports: Ctrl-C
+    entry.prepare()
+
 import argparse
 from pathlib import Path
 
@@ -15,7 +23,7 @@ import data
 import plots
 from plots import GREY, MODEL_COLORS, RIGHT, WRONG, figure
 from studies import tables
-from support import files, runs
+from support import files
 
 NUM_THUMBNAILS = 1_500  # test images on the map of top.png
 GRID = 42  # the map has GRID x GRID places
@@ -334,4 +342,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    runs.cli(main)
+    entry.cli(main)

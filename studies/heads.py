@@ -8,6 +8,9 @@ are unrealistically easy to separate. Two controls: the MLP trained on features 
 trained on one half of the training images, the MLP trained on the features of either half.
 """
 
+if __name__ == "__main__":
+    raise SystemExit("studies/heads.py is a module, not a script: experiments.py uses it")
+
 import json
 import statistics
 import sys

@@ -4,6 +4,9 @@ Batch normalization, label smoothing, the moving average of the weights and flip
 are those of the similar projects in results/README.md; R1 to R4 are theirs.
 """
 
+if __name__ == "__main__":
+    raise SystemExit("studies/mlp.py is a module, not a script: experiments.py uses it")
+
 from studies.study import Claim, Study, vary
 
 PLAIN = {"recipe": "plain"}

@@ -1,5 +1,8 @@
 """What a study leaves behind: runs.csv, summary.json, a figure, and the README of all studies, made from the summaries."""
 
+if __name__ == "__main__":
+    raise SystemExit("studies/output.py is a module, not a script: experiments.py uses it")
+
 import csv
 import io
 import json

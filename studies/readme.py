@@ -1,5 +1,8 @@
 """README.md of the studies: for each the question, table, figure, verdict and claims, made from the summary.json files."""
 
+if __name__ == "__main__":
+    raise SystemExit("studies/readme.py is a module, not a script: experiments.py uses it")
+
 import json
 import textwrap
 

@@ -1,5 +1,8 @@
 """Runs the trainings of studies: each result is kept at once and found again by what it is made from."""
 
+if __name__ == "__main__":
+    raise SystemExit("studies/runner.py is a module, not a script: experiments.py uses it")
+
 import ast
 import contextlib
 import json

@@ -1,5 +1,8 @@
 """Paired tests over seeds and over images, Holm's correction, and verdicts in words."""
 
+if __name__ == "__main__":
+    raise SystemExit("studies/statistics.py is a module, not a script: experiments.py uses it")
+
 import numpy as np
 
 LEVEL = 0.05  # of significance, for all comparisons of a study together

@@ -4,6 +4,9 @@
           fixed={"recipe": "plain"}, learning_rates=(0.0003, 0.001, 0.003), seeds=5)
 """
 
+if __name__ == "__main__":
+    raise SystemExit("studies/study.py is a module, not a script: experiments.py uses it")
+
 import importlib
 import itertools
 from dataclasses import dataclass, field

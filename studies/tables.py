@@ -6,6 +6,14 @@
 A table is the text between a line `<!-- table: NAME -->` and a line `<!-- end -->`, where NAME is one of TABLES.
 """
 
+if __name__ == "__main__" and not __package__:
+    raise SystemExit("studies/tables.py: run it as python -m studies.tables, in the repository's folder")
+
+from support import entry
+
+if __name__ == "__main__":  # before the slow imports: Ctrl-C
+    entry.prepare()
+
 import argparse
 import functools
 import importlib
@@ -341,4 +349,4 @@ def main(argv=None, root=ROOT):
 
 
 if __name__ == "__main__":
-    runs.cli(lambda: sys.exit(main()))
+    entry.cli(lambda: sys.exit(main()))

@@ -1,5 +1,8 @@
 """results/benchmark/README.md, made from the benchmarks' json files; `python -m studies.tables` writes it."""
 
+if __name__ == "__main__":
+    raise SystemExit("studies/tables_benchmark.py is a module, not a script: experiments.py uses it")
+
 import json
 import shlex
 from statistics import median

@@ -1,5 +1,8 @@
 """The dataset's files: found, downloaded if need be, and verified byte by byte."""
 
+if __name__ == "__main__":
+    raise SystemExit("support/dataset_files.py is a module, not a script: every script uses it")
+
 import contextlib
 import hashlib
 import os

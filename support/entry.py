@@ -11,13 +11,13 @@
 This module imports only what Python loads in a few milliseconds: until `prepare` has been called, Ctrl-C is a traceback.
 """
 
+if __name__ == "__main__":
+    raise SystemExit("support/entry.py is a module, not a script: every script uses it")
+
 import contextlib
 import os
 import signal
 import sys
-
-if __name__ == "__main__":
-    raise SystemExit("support/entry.py is a module, not a script: every script uses it")
 
 interrupted = False  # whether Ctrl-C has been pressed
 

@@ -1,5 +1,8 @@
 """Atomic writes, the lock of a folder, and weights as safetensors files: tensors, with JSON metadata. No pickles."""
 
+if __name__ == "__main__":
+    raise SystemExit("support/files.py is a module, not a script: every script uses it")
+
 import contextlib
 import hashlib
 import json

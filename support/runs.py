@@ -7,6 +7,9 @@
                               *.png           figures
 """
 
+if __name__ == "__main__":
+    raise SystemExit("support/runs.py is a module, not a script: every script uses it")
+
 import contextlib
 import csv
 import gc
@@ -17,7 +20,6 @@ import math
 import os
 import platform
 import shlex
-import signal
 import statistics
 import sys
 import textwrap

@@ -23,6 +23,9 @@ such as `DROPOUT = 0` with `in [0, 1)`, is converted to a float. `RECIPE` choose
 whose values replace the defaults.
 """
 
+if __name__ == "__main__":
+    raise SystemExit("support/settings.py is a module, not a script: every script uses it")
+
 import argparse
 import ast
 import contextlib

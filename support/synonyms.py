@@ -1,5 +1,8 @@
 """Other words for the scripts' settings and their values, by which support/settings.py suggests what was meant."""
 
+if __name__ == "__main__":
+    raise SystemExit("support/synonyms.py is a module, not a script: every script uses it")
+
 # Former names of settings and values, for the error message.
 RENAMED = {
     "clip_norm": "max_grad_norm", "average": "ema_decay", "input": "normalize", "reduce": "global_pool",

@@ -1,5 +1,8 @@
 """The one epoch loop, `fit`, and the one closing report of every script."""
 
+if __name__ == "__main__":
+    raise SystemExit("support/training.py is a module, not a script: every script uses it")
+
 import math
 import time
 

@@ -1,5 +1,8 @@
 """The convolutional network in PyTorch: layers, summary, and its weights file."""
 
+if __name__ == "__main__":
+    raise SystemExit("torch_cnn/backbone.py is a module, not a script: cnn_feature_extraction.py uses it")
+
 import copy
 import warnings
 from types import SimpleNamespace

@@ -1,5 +1,8 @@
 """Where and how PyTorch computes: device, precision, distributed processes, random generators."""
 
+if __name__ == "__main__":
+    raise SystemExit("torch_cnn/devices.py is a module, not a script: cnn_feature_extraction.py uses it")
+
 import copy
 import math
 import os

@@ -1,5 +1,8 @@
 """Features and logits of a trained CNN: extraction in eval mode and dataset order, the feature cache, flip TTA."""
 
+if __name__ == "__main__":
+    raise SystemExit("torch_cnn/features.py is a module, not a script: cnn_feature_extraction.py uses it")
+
 import json
 import math
 import zipfile

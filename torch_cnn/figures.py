@@ -1,5 +1,8 @@
 """Figures of a CNN: filters, activation maps, features in two dimensions, saliency, confusable classes."""
 
+if __name__ == "__main__":
+    raise SystemExit("torch_cnn/figures.py is a module, not a script: cnn_feature_extraction.py uses it")
+
 import itertools
 
 import numpy as np
