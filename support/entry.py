@@ -8,15 +8,14 @@
     if __name__ == "__main__":
         entry.cli(main)
 
-This module imports only what Python loads in a few milliseconds: until `prepare` has been called, Ctrl-C is a traceback.
+This module imports nothing that takes time: until `prepare` has been called, Ctrl-C is a traceback.
 """
 
 if __name__ == "__main__":
     raise SystemExit("support/entry.py is a module, not a script: every script uses it")
 
-import contextlib
+import _signal as signal  # built in; the module `signal` takes ten times as long to load as this one
 import os
-import signal
 import sys
 
 interrupted = False  # whether Ctrl-C has been pressed
@@ -88,13 +87,19 @@ def report_unraisable(unraisable):
         sys.__unraisablehook__(unraisable)
 
 
+class OutputError(Exception):
+    """A standard output that cannot be written to, such as a file on a full disk."""
+
+    exit_code = 1
+
+
 def one_line(function):
     """Call the function; end the process for what is not a bug, with one line on stderr and an exit code."""
     try:
         try:
             function()
         finally:
-            sys.stdout.flush()  # here, since Python reports a failure at its end as an ignored exception
+            flush_outputs()
     except KeyboardInterrupt as error:
         end(130, f"\ninterrupted{error}")
     except BrokenPipeError:  # the reader of the output, such as head, has closed it
@@ -108,25 +113,32 @@ def one_line(function):
         if not (hasattr(error, "exit_code") or isinstance(error, OSError) or out_of_memory):
             raise
         message = str(error).strip().splitlines() or ["not enough memory"]
-        if isinstance(error, OSError) and not flushes(sys.stdout):
-            message = [f"cannot write to the standard output: {error.strerror}"]
         end(getattr(error, "exit_code", 1), f"{os.path.basename(sys.argv[0])}: {message[0]}")
+
+
+def flush_outputs():
+    """Write what the outputs still hold. At its end, Python would report a failure as an ignored exception."""
+    write(sys.stderr)
+    try:
+        sys.stdout.write("")  # with PYTHONUNBUFFERED, what is pending is not written by `flush`
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(f"cannot write to the standard output: {error.strerror}") from None
 
 
 def end(code, message=""):
     """Exit with the code, after the message on stderr."""
-    if message:
-        with contextlib.suppress(OSError):  # of a full stderr: there is nowhere to say so
-            print(message, file=sys.stderr)
-    for stream in (sys.stdout, sys.stderr):
-        if not flushes(stream):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # else Python tries again at its end
+    write(sys.stdout)
+    write(sys.stderr, message + "\n" if message else "")
     sys.exit(code)
 
 
-def flushes(stream):
+def write(stream, text=""):
+    """Write the text and what the stream still holds. From a failure on, the stream goes to the null device."""
     try:
+        stream.write(text)
         stream.flush()
     except OSError:
-        return False
-    return True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -98,7 +98,7 @@ def constants(*modules):
 
 
 def outline(path):
-    """A stand-in for the module of a script's file: its docstring and the constants that are literals, without importing it.
+    """A stand-in for the module of a script's file, without importing it: its docstring, and what needs no import.
 
     The path is relative to the repository's folder, or absolute.
     """
@@ -107,9 +107,10 @@ def outline(path):
     for statement in tree.body:
         if isinstance(statement, (ast.Assign, ast.AnnAssign)):
             target = statement.targets[0] if isinstance(statement, ast.Assign) else statement.target
-            with contextlib.suppress(ValueError, AttributeError):
-                values[target.id] = ast.literal_eval(statement.value)
-    return SimpleNamespace(__file__=str(path), __doc__=ast.get_docstring(tree), **values)
+            with contextlib.suppress(Exception):  # an expression of something imported
+                code = compile(ast.Expression(statement.value), path, "eval")
+                values[target.id] = eval(code, {"__builtins__": {}}, values)
+    return SimpleNamespace(**values, __file__=str(path), __doc__=ast.get_docstring(tree))
 
 
 def is_decimal(opening, high, closing):
@@ -338,9 +339,5 @@ def parse(*modules, argv=None, both=(), check_given=lambda given, s: None):
 
 def parse_early(*paths):
     """`parse` for --help and mistakes alone, before the modules of these files are imported."""
-    try:
-        outlines = [outline(path) for path in paths]
-        constants(*outlines)
-    except (SyntaxError, AttributeError):  # a constant that was edited to an expression: `parse` comes later
-        return
-    parse(*outlines)
+    with contextlib.suppress(SyntaxError, AttributeError):  # of a constant that needs an import: `parse` comes later
+        parse(*map(outline, paths))
