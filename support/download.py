@@ -1,5 +1,8 @@
 """Files from the network: verified, within limits of time and size, and one line for whatever goes wrong."""
 
+if __name__ == "__main__":
+    raise SystemExit("support/download.py is a module, not a script: every script uses it")
+
 import hashlib
 import threading
 import time

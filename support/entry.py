@@ -1,4 +1,4 @@
-"""How every script begins and ends: one line and an exit code for a user's mistake, for Ctrl-C and for a closed output.
+"""How every script begins and ends: one line for a user's mistake, Ctrl-C, SIGTERM or a closed output.
 
     if __name__ == "__main__":  # before the slow imports
         from support import entry
@@ -18,7 +18,7 @@ import _signal as signal  # built in; the module `signal` takes ten times as lon
 import os
 import sys
 
-interrupted = False  # whether Ctrl-C has been pressed
+interrupted = False  # whether Ctrl-C has been pressed, or SIGTERM has come
 
 
 def prepare(*paths):
@@ -26,8 +26,9 @@ def prepare(*paths):
 
     The scripts' settings are parsed again by `main`, with the values that the imported modules have.
     """
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else ignored, as in the background of a shell
-        signal.signal(signal.SIGINT, leave)
+    for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+        if signal.getsignal(number) == default:  # else ignored, as Ctrl-C is in the background of a shell
+            signal.signal(number, leave)
     sys.unraisablehook = report_unraisable
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed, as by >&- in a shell
@@ -39,23 +40,24 @@ def prepare(*paths):
 
 
 def cli(main):
-    """Call `main`. A user's mistake ends in one line on stderr and exit code 1 or 2; Ctrl-C in one line and 130."""
+    """Call `main`. A user's mistake ends in one line on stderr and exit code 1 or 2; Ctrl-C or SIGTERM in one and 130."""
 
     def job():
         try:
-            change_sigint(interrupt)
+            on_interrupt(interrupt)
             main()
             check_interrupt()
         finally:
-            change_sigint(signal.SIG_IGN)  # nothing is left to interrupt
+            on_interrupt(signal.SIG_IGN)  # nothing is left to interrupt
 
     one_line(job)
 
 
-def change_sigint(handler):
-    """Set what Ctrl-C does, if `prepare` has set it before."""
-    if signal.getsignal(signal.SIGINT) in (leave, interrupt):
-        signal.signal(signal.SIGINT, handler)
+def on_interrupt(handler):
+    """Set what Ctrl-C and SIGTERM do, where `prepare` has set it before."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) in (leave, interrupt):
+            signal.signal(number, handler)
 
 
 def leave(*ignored):
