@@ -18,7 +18,6 @@ if __name__ == "__main__":  # before the slow imports: Ctrl-C
 
 import argparse
 import importlib
-import os
 import sys
 from pathlib import Path
 
@@ -33,22 +32,26 @@ def make_parser():
                                      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False)  # fmt: skip
     parser.add_argument("studies", nargs="*", metavar="STUDY", help=argparse.SUPPRESS)
-    parser.add_argument("--all", action="store_true", help="run every study")
-    parser.add_argument("--seeds", type=positive, default=0, metavar="N", help="number of seeds; default: each study's")
-    parser.add_argument("--epochs", type=positive, default=0, metavar="N", help="epochs of all runs; default: each study's")
-    parser.add_argument("--fixed-learning-rate", action="store_true",
-                        help="use one learning rate for all variants instead of choosing each variant's on validation")
-    parser.add_argument("--quick", action="store_true",
-                        help="smoke test: 2 seeds, 1 epoch, a subset; numbers are not representative")
-    parser.add_argument("--jobs", type=positive, default=0, metavar="N", help="processes; default: one for each core")
-    parser.add_argument("--dask", default="", metavar="ADDRESS", help="run on the workers of this Dask scheduler instead")
-    parser.add_argument("--output-dir", default="runs/studies", metavar="DIR", help="default: runs/studies")
-    parser.add_argument("--dataset", default="", metavar="NAME", help="as in the scripts")
-    parser.add_argument("--vary", nargs="+", action="append", default=[], metavar="VALUE",
-                        help="sweep: a setting and its values")
-    parser.add_argument("--set", nargs="+", action="append", default=[], metavar="VALUE",
-                        help="sweep: a setting of all runs, and its value")
-    parser.error = lambda mistake: parser.exit(2, f"experiments.py: {mistake}\n")
+    add = parser.add_argument
+    add("--all", action="store_true", help="run every study")
+    add("--seeds", type=positive, default=0, metavar="N", help="number of seeds; default: each study's, 3 in a sweep")
+    add("--epochs", type=positive, default=0, metavar="N", help="epochs of all runs; default: each study's")
+    add("--fixed-learning-rate", action="store_true",
+        help="use one learning rate for all variants instead of choosing each variant's on validation")
+    add("--quick", action="store_true",
+        help="smoke test: 2 seeds, 1 epoch, one learning rate, a subset; numbers are not representative")
+    add("--dataset", default="", metavar="NAME", help="as in the scripts; digits needs no download")
+    add("--vary", nargs="+", action="append", default=[], metavar=("NAME", "VALUE"),
+        help="sweep: a setting of the script and its values; those of several layers are joined, as in 256-128")
+    add("--set", nargs="+", action="append", default=[], metavar=("NAME", "VALUE"),
+        help="sweep: another setting of all runs, such as --set recipe plain")
+    add("--jobs", type=positive, default=0, metavar="N",
+        help="number of processes (joblib), of 0.4 to 1 GB each; default: one for each core; 1: all runs in this process")
+    add("--dask", default="", metavar="ADDRESS",
+        help="use the workers of this Dask scheduler instead (pip install distributed). They must see this folder and the "
+             "dataset at the same paths: start each here with PYTHONPATH=. dask worker ADDRESS --nthreads 1")
+    add("--output-dir", default="", metavar="DIR", help="default: runs/studies, with --quick runs/studies/quick")
+    parser.error = lambda mistake: parser.exit(2, f"experiments.py: {mistake.removeprefix('argument ')}\n")
     return parser
 
 
@@ -65,23 +68,33 @@ def main(argv=None):
         importlib.import_module(COMMANDS[argv[0]]).main(argv[1:])
         return
     parser = make_parser()
-    options, unknown = parser.parse_known_args(argv)
+    options, unknown = parser.parse_known_intermixed_args(argv)
     if unknown:
         known = [action.dest for action in parser._actions if action.option_strings]
         parser.error(settings.unknown_setting(unknown[0].partition("=")[0], known) + "; --help lists all flags")
     from studies import catalog  # here, since --help needs none of it
 
     if not (options.studies or options.all):
+        if argv:
+            parser.error("name a study, or give --all; python experiments.py lists the studies")
         print(catalog.listing())
         return
     if options.studies[:1] == ["sweep"]:
         studies = [catalog.sweep(options.studies[1:], options.vary, options.set, options.seeds or 3)]
+    elif options.vary or options.set:
+        raise settings.SettingError("--vary, --set: only for sweep, as in sweep mlp --vary dropout 0 0.2 0.4")
     else:
-        if options.vary or options.set:
-            raise settings.SettingError("--vary, --set: only for sweep, as in sweep mlp --vary dropout 0 0.2 0.4")
         studies = catalog.select([*catalog.STUDIES] if options.all else options.studies)
-    failed = catalog.run(studies, Path(options.output_dir), STORE, options, options.jobs or os.cpu_count() or 1)
+    folder = Path(options.output_dir or ("runs/studies/quick" if options.quick else "runs/studies"))
+    failed = catalog.run(studies, folder, STORE, options, options.jobs or num_cores())
     sys.exit(1 if failed else 0)
+
+
+def num_cores():
+    """Number of cores that this process may use, in a container, too."""
+    import joblib
+
+    return joblib.cpu_count()
 
 
 if __name__ == "__main__":

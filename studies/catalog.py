@@ -3,22 +3,26 @@
 if __name__ == "__main__":
     raise SystemExit("studies/catalog.py is a module, not a script: experiments.py uses it")
 
-import ast
 import difflib
 import json
+import shlex
 import sys
 from pathlib import Path
 
 from tqdm import tqdm
 
-from studies import both, cnn, mlp, output, readme
-from studies.comparison import Comparison, Options
-from studies.runner import TYPICAL_SECONDS, Runner
-from studies.study import SCRIPTS, Study, learning_rate_of, modules_of, vary
+from studies import both, cnn, mlp, output, readme, workers
+from studies.comparison import Comparison, Options, variants_of
+from studies.progress import TYPICAL_SECONDS, Progress
+from studies.runner import Runner
+from studies.study import SCRIPTS, Study, learning_rate_of, modules_of, settings_of, vary
 from support import settings
 
 STUDIES = {study.name: study for module in (mlp, cnn, both) for study in module.STUDIES}
-ROOT = Path(__file__).parent.parent
+COMMANDS = ("sweep", "compare", "search", "heads")  # other words for the first argument
+RESULTS = Path(__file__).parent.parent / "results/studies"
+NOT_VARIED = ("seed", "seeds", "output_dir", "resume", "figures", "save_weights", "log_steps", "tta", "quick",
+              "offline_fallback")  # they change no result of a study, or have a flag of their own  # fmt: skip
 
 
 def listing():
@@ -27,73 +31,94 @@ def listing():
     for study in STUDIES.values():
         runs, minutes = cost(study)
         lines.append(f"{study.name:<26}{runs:>6}{minutes:>6.0f} min  {study.question}")
-    lines.append(f"{'heads':<26}{'-':>6}{'45 min':>10}  Does the NumPy MLP classify a CNN's features better than others do?")
-    return "\n".join([*lines, "", "Time of one core; it is divided by --jobs. --help explains how to run them."])
+    lines.append(f"{'heads':<26}{'-':>6}{'45 min':>10}  {readme.HEADS}")
+    end = "Time of one core; it is divided by --jobs. Run some with python experiments.py NAME NAME; --help explains more."
+    return "\n".join([*lines, "", end])
 
 
 def cost(study):
     """(number of runs, minutes of one core): measured where results are committed, otherwise an estimate."""
-    path = ROOT / "results/studies" / study.name / "summary.json"
-    if path.exists():
-        summary = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        summary = json.loads((RESULTS / study.name / "summary.json").read_text(encoding="utf-8"))
         return summary["runs"], summary["run_seconds"] / 60
-    runs = {}
-    for given in study.variants.values():
-        script = given.get("script", study.script)
-        tuned = len(given.get("learning_rates", study.learning_rates)) or 1
-        if learning_rate_of(script, study.fixed | given) in study.fixed | given:
-            tuned = 1
-        runs[script] = runs.get(script, 0) + tuned - 1 + min(study.seeds, given.get("seeds", study.seeds))
-    return sum(runs.values()), sum(count * TYPICAL_SECONDS[script] for script, count in runs.items()) / 60
+    except (OSError, ValueError, KeyError):
+        counts = {"cnn": study.seeds if study.backbone else 0}
+    for variant in variants_of(study, Options()):
+        counts[variant.script] = counts.get(variant.script, 0) + len(variant.learning_rates) - 1 + len(variant.seeds)
+    return sum(counts.values()), sum(count * TYPICAL_SECONDS[script] for script, count in counts.items()) / 60
 
 
 def select(names):
     """The studies of these names. Raises settings.SettingError, with the nearest name."""
     for name in names:
+        if name in COMMANDS:
+            raise settings.SettingError(f"{name}: must be the first argument, and without names of studies")
         if name not in STUDIES:
-            near = difflib.get_close_matches(name, [*STUDIES, "heads", "sweep", "compare", "search"], 1)
+            near = difflib.get_close_matches(name.replace("-", "_"), [*STUDIES, *COMMANDS], 1)
             raise settings.SettingError(f"{name}: no such study{settings.did_you_mean(near)}; python experiments.py lists "
                                         "them")  # fmt: skip
     return [STUDIES[name] for name in dict.fromkeys(names)]
 
 
-def value_of(setting, text):
-    """A value from the command line as the constant of its setting has it; numbers of a tuple are joined by - or commas."""
-    if isinstance(setting.default, tuple):
-        text = text.replace("-", ",") if not text.startswith("-") else text
-        return tuple(ast.literal_eval(number) for number in text.split(",") if number not in ("", "none"))
-    if isinstance(setting.default, bool):
-        return {"yes": True, "true": True, "no": False, "false": False}.get(text.lower(), text)
-    return settings.convert(text, type(setting.default))
+def value_of(name, text, constant):
+    """The value of a setting from the command line; the numbers of a tuple are joined by - or commas."""
+    if isinstance(constant.default, tuple):
+        text = "" if text == "none" else text.replace("-", " ") if not text.startswith("-") else text
+    if isinstance(constant.default, bool):
+        text = {"yes": True, "true": True, "no": False, "false": False}.get(text.lower(), text)
+    return settings.parse_value(name, text, constant.comment, constant.default)
+
+
+def given(script, flag, groups):
+    """{setting: [values]} of the words after each `flag`. Raises settings.SettingError."""
+    table, result = settings.constants(*modules_of(script)), {}
+    for typed, *texts in groups:
+        name = typed.lstrip("-").replace("-", "_").lower()
+        if name.upper() not in table:
+            known = [constant.lower() for constant in table]
+            raise settings.SettingError(f"{flag} {typed}: {settings.unknown_setting(typed, known, spelling=str)}")
+        if name in NOT_VARIED:
+            raise settings.SettingError(f"{flag} {typed}: not in a sweep; see --seeds, --quick and --help")
+        if name in result:
+            raise settings.SettingError(f"{flag} {typed}: is given twice")
+        try:
+            result[name] = list(dict.fromkeys(value_of(name, text, table[name.upper()]) for text in texts))
+        except settings.SettingError as error:
+            raise settings.SettingError(f"{flag} {str(error).removeprefix('--')}") from None
+        if flag == "--vary" and len(result[name]) < 2:
+            raise settings.SettingError(f"{flag} {typed}: give two different values or more")
+        if flag == "--set" and len(texts) != 1:
+            raise settings.SettingError(f"{flag} {typed}: give one value; those of several layers are joined, as in 256-128")
+    return result
 
 
 def sweep(arguments, varied, fixed, seeds):
     """The Study of `sweep SCRIPT --vary NAME VALUE ... [--set NAME VALUE]`. Raises settings.SettingError."""
     script = arguments[0] if len(arguments) == 1 else ""
     if script not in SCRIPTS:
-        raise settings.SettingError(f"sweep {' '.join(arguments)}: name one script: {', '.join(SCRIPTS)}")
+        near = settings.did_you_mean(difflib.get_close_matches(arguments[0], SCRIPTS, 1) if arguments else ())
+        raise settings.SettingError(f"{' '.join(['sweep', *arguments])}: name one script: {', '.join(SCRIPTS)}{near}")
     if not 1 <= len(varied) <= 2:
         raise settings.SettingError("sweep: give --vary once or twice, as in --vary dropout 0 0.2 0.4")
-    table = settings.constants(*modules_of(script))
-    parsed = []
-    for flag, group in [("--vary", group) for group in varied] + [("--set", group) for group in fixed]:
-        name = group[0].lstrip("-").replace("-", "_").lower()
-        if name.upper() not in table:
-            known = [constant.lower() for constant in table]
-            raise settings.SettingError(f"{flag} {group[0]}: {settings.unknown_setting(group[0], known, spelling=str)}")
-        try:
-            values = [value_of(table[name.upper()], text) for text in group[1:]]
-        except (ValueError, TypeError, SyntaxError):
-            raise settings.SettingError(f"{flag} {' '.join(group)}: not values of {name}") from None
-        if len(values) < (2 if flag == "--vary" else 1):
-            raise settings.SettingError(f"{flag} {group[0]}: give {'two values or more' if flag == '--vary' else 'a value'}")
-        values = [settings.parse_value(name, value, *table[name.upper()][:2]) for value in values]
-        parsed.append((name, values if flag == "--vary" else values[0]))
-    factors = dict(parsed[: len(varied)])
-    variants = vary(**factors)
+    factors, held = given(script, "--vary", varied), given(script, "--set", fixed)
+    if twice := factors.keys() & held.keys():
+        raise settings.SettingError(f"--set {min(twice)}: is given with --vary, too")
+    held, variants = {name: values[0] for name, values in held.items()}, vary(**factors)
     names = " and ".join(name.replace("_", " ") for name in factors)
-    return Study(f"sweep_{script}_{'_'.join(factors)}", f"Sweep of {names}", script, variants, next(iter(variants)),
-                 dict(parsed[len(varied) :]), seeds=seeds, factors=tuple(factors), curves=len(factors) == 1)  # fmt: skip
+    rate = vars(settings_of(script, held))[learning_rate_of(script, held)]
+    return Study(f"sweep_{script}_{'_'.join(factors)}", f"Sweep of {names} in {SCRIPTS[script]}.py", script, variants,
+                 next(iter(variants)), held, [float(f"{rate * factor:.1g}") for factor in (1 / 3, 1, 3)], seeds,
+                 factors=tuple(factors), curves=len(factors) == 1)  # fmt: skip
+
+
+def command_of(study, options):
+    """The command that runs one study with the options that its results depend on."""
+    words = [study.name] if not study.name.startswith("sweep_") else ["sweep", study.script]
+    words += [word for flag in ("vary", "set") for group in vars(options)[flag] for word in (f"--{flag}", *group)]
+    for name in ("seeds", "epochs", "fixed_learning_rate", "quick", "dataset"):
+        if value := vars(options)[name]:
+            words += [f"--{name.replace('_', '-')}"] + [str(value)] * (value is not True)
+    return shlex.join(["python", "experiments.py", *words])
 
 
 def run(studies, folder, store, options, num_jobs):
@@ -103,25 +128,32 @@ def run(studies, folder, store, options, num_jobs):
     """
     overrides = {"dataset": options.dataset} if options.dataset else {}
     overrides |= {"quick": True} if options.quick else {}
-    runner = Runner(store, num_jobs, overrides, options.dask)
+    runner = Runner(store, overrides=overrides)
     changes = Options(options.seeds or 2 * options.quick, options.epochs or 1 * options.quick,
                       not (options.fixed_learning_rate or options.quick))  # fmt: skip
-    comparisons = [Comparison(study, runner, changes) for study in studies]  # so that all settings are checked first
-    total = sum(sum(comparison.runs_by_script().values()) for comparison in comparisons)
-    with tqdm(total=total, unit="run", disable=None, leave=False, dynamic_ncols=True,
-              bar_format="{l_bar}{bar}| {n_fmt} of {total_fmt} runs{postfix}") as bar:  # fmt: skip
-        runner.start(bar, comparisons)
-        try:
+    comparisons = [Comparison(study, runner, changes, command_of(study, options)) for study in studies]  # checks settings
+    folder.mkdir(parents=True, exist_ok=True)
+    runner.workers = workers.DaskWorkers(options.dask) if options.dask else workers.Processes(num_jobs)
+    try:
+        with tqdm(unit="run", disable=None, leave=False, dynamic_ncols=True,
+                  bar_format="{l_bar}{bar}| {n_fmt} of {total_fmt} runs{postfix}") as bar:  # fmt: skip
+            progress = Progress(bar, comparisons, runner.workers.number)
+            runner.on_finished = progress.finished
             for comparison in comparisons:
                 rows = comparison.run()
+                progress.end_study()
                 summary = output.write(folder / comparison.study.name, comparison, rows)
-                tqdm.write(readme.text_of(summary))
+                tqdm.write(readme.terminal_text(summary))
                 sys.stdout.flush()
-                readme.write(folder, STUDIES)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt("; finished runs are kept, and the same command continues") from None
-    for message in sorted(set(runner.failed.values())):
-        count = list(runner.failed.values()).count(message)
-        print(f"{count} run{'s' * (count > 1)} failed twice: {message}", file=sys.stderr)
-    print(f"tables, figures and runs are in {folder}; start with {folder / 'README.md'}")
-    return len(runner.failed)
+                readme.write(folder, STUDIES, lambda message: tqdm.write(message, file=sys.stderr))
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("; finished runs are kept, and the same command continues with them") from None
+    finally:
+        runner.workers.close()
+    runner.remove_features()
+    messages = [row["error"] for row in runner.failed.values()]
+    for message in dict.fromkeys(messages):
+        number = messages.count(message)
+        print(f"{number} run{'s' * (number > 1)} failed twice: {message}", file=sys.stderr)
+    print(f"\ntables, figures and runs are in {folder}; start with {folder / 'README.md'}")
+    return len(messages)

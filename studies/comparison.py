@@ -4,16 +4,19 @@ if __name__ == "__main__":
     raise SystemExit("studies/comparison.py is a module, not a script: experiments.py uses it")
 
 import math
+import re
 import statistics
 from dataclasses import dataclass
 
 import numpy as np
 
-from studies.statistics import LEVEL, holm, paired_t
+from studies.statistics import holm, paired_t, word_of
 from studies.study import learning_rate_of
 from support import runs
 
 RESERVED = ("learning_rates", "script", "seeds", "group", "from_backbone")  # of a variant: not settings
+LINKS = {"better": "better than", "worse": "worse than", "not distinguishable": "not distinguishable from"}
+MANY = 12  # tests, from which on the verdict counts the variants instead of naming them
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,6 @@ class Options:
     seeds: int = 0  # 0: the study's own
     epochs: int = 0  # 0: the study's own
     tune: bool = True  # each variant's learning rate is chosen on validation; otherwise all have the middle one
-    seed: int = 0
 
 
 @dataclass
@@ -46,29 +48,33 @@ def variants_of(study, options):
     for label, given in study.variants.items():
         script, rates = given.get("script", study.script), given.get("learning_rates", study.learning_rates) or (None,)
         changes = study.fixed | {name: value for name, value in given.items() if name not in RESERVED}
-        if options.epochs:
-            frozen = script == "hybrid" and changes.get("training") != "joint"
-            changes |= {"epochs": options.epochs} | ({"head_epochs": options.epochs} if frozen else {})
+        if options.epochs and study.x != "seconds":  # there the epochs are what varies
+            changes |= dict.fromkeys(("epochs", "head_epochs") if script == "hybrid" else ("epochs",), options.epochs)
         if learning_rate_of(script, changes) in changes:
             rates = (None,)
         elif not options.tune:
             rates = (rates[len(rates) // 2],)
         num_seeds = options.seeds or min(study.seeds, given.get("seeds", study.seeds))
-        variants.append(Variant(label, script, changes, rates, range(options.seed, options.seed + num_seeds),
-                                given.get("group", ""), given.get("from_backbone", False)))  # fmt: skip
+        variants.append(Variant(label, script, changes, rates, range(num_seeds), given.get("group", ""),
+                                given.get("from_backbone", False)))  # fmt: skip
     return variants
 
 
 class Comparison:
-    """The runs of one study. `jobs_to_tune` come first; after `choose`, `final_jobs`."""
+    """The runs of one study: those of `backbones` and `tuning` come first, those of `final` after `choose`.
 
-    def __init__(self, study, runner, options):
-        self.study, self.runner = study, runner
+    command: the command that runs it, for the README. Raises settings.SettingError for impossible settings.
+    """
+
+    def __init__(self, study, runner, options, command=""):
+        self.study, self.runner, self.command = study, runner, command
         self.variants = variants_of(study, options)
-        self.backbones = {}
+        self.backbones = {}  # {seed: Job}
         if study.backbone is not None:
             seeds = sorted({seed for variant in self.variants for seed in variant.seeds})
-            self.backbones = {seed: runner.job("cnn", study.backbone | {"seed": seed}, is_backbone=True) for seed in seeds}
+            epochs = {"epochs": options.epochs} if options.epochs else {}
+            self.backbones = {seed: runner.job("cnn", study.backbone | epochs | {"seed": seed}, is_backbone=True)
+                              for seed in seeds}  # fmt: skip
         self.tuning = {(variant.label, rate): self.job(variant, rate, variant.seeds[0])
                        for variant in self.variants for rate in variant.learning_rates if len(variant.learning_rates) > 1}
         self.final = {}  # {(label, seed): Job}
@@ -79,8 +85,7 @@ class Comparison:
         """{script: number of runs}. The first seed's final runs are among those of the tuning."""
         counts = {"cnn": len(self.backbones)}
         for variant in self.variants:
-            count = max(1, len(variant.learning_rates)) - 1 + len(variant.seeds)
-            counts[variant.script] = counts.get(variant.script, 0) + count
+            counts[variant.script] = counts.get(variant.script, 0) + len(variant.learning_rates) - 1 + len(variant.seeds)
         return counts
 
     def job(self, variant, rate, seed):
@@ -93,9 +98,8 @@ class Comparison:
 
     def run(self):
         """All runs: {key: row}."""
-        self.runner.counted = set()
-        self.runner.rows(list(self.backbones.values()))
-        rows = self.runner.rows(list(self.tuning.values()))
+        rows = self.runner.rows(list(self.backbones.values()))
+        rows |= self.runner.rows(list(self.tuning.values()))
         if self.tuning:
             self.choose(rows)
         return rows | self.runner.rows(list(self.final.values()))
@@ -103,42 +107,42 @@ class Comparison:
     def choose(self, rows):
         """Give each variant the learning rate with the highest validation accuracy; of equal ones the smallest."""
         for variant in self.variants:
-            scores = {rate: rows[self.tuning[variant.label, rate].key].get("val_accuracy", -1.0)
-                      for rate in sorted(variant.learning_rates)} if len(variant.learning_rates) > 1 else {}  # fmt: skip
-            variant.chosen = max(scores, key=scores.get) if scores else variant.learning_rates[0]
+            rates = sorted(variant.learning_rates) if len(variant.learning_rates) > 1 else variant.learning_rates
+            scores = [rows.get(self.tuning[variant.label, rate].key, {}).get("val_accuracy", -1.0) if len(rates) > 1 else 0
+                      for rate in rates]  # fmt: skip
+            variant.chosen = rates[scores.index(max(scores))]
             for seed in variant.seeds:
                 self.final[variant.label, seed] = self.job(variant, variant.chosen, seed)
 
     def table(self, rows):
         """A dict for each run, for runs.csv. The test results of the tuning's runs are left out: nobody chose by them."""
-        table = []
-        for (label, _), job in self.tuning.items():
-            table.append({"variant": label, "stage": "tuning"} | self.cells(job, rows[job.key], test=False))
-        for (label, _), job in self.final.items():
-            table.append({"variant": label, "stage": "final"} | self.cells(job, rows[job.key]))
-        return table
+        table = [{"variant": "backbone", "stage": "backbone"} | self.cells(job, rows[job.key])
+                 for job in self.backbones.values()]  # fmt: skip
+        table += [{"variant": label, "stage": "tuning"} | self.cells(job, rows[job.key], test=False)
+                  for (label, _), job in self.tuning.items()]  # fmt: skip
+        return table + [{"variant": label, "stage": "final"} | self.cells(job, rows[job.key])
+                        for (label, _), job in self.final.items()]  # fmt: skip
 
     def cells(self, job, row, test=True):
         names = ("epochs", "parameters", "val_accuracy", *(("test_accuracy", "test_loss", "test_ece") * test),
                  "train_eval_accuracy", "seconds")  # fmt: skip
         rate = job.settings[learning_rate_of(job.script, job.settings)]
         cells = {"seed": job.settings["seed"], "learning_rate": rate} | {name: row.get(name, "") for name in names}
-        return cells | {"message": row.get("diverged", row.get("error", ""))}
+        return cells | {"message": message_of(row)}
 
     def summary(self, rows):
         """The content of summary.json."""
         results = {variant.label: self.result(variant, rows) for variant in self.variants}
         tests = self.tests(results)
-        first = next(iter(rows.values()), {})
-        seconds = sum(row.get("seconds", 0) for row in rows.values())
         return {
-            "name": self.study.name, "question": self.study.question, "script": self.study.script,
-            "dataset": next((row["dataset"] for row in rows.values() if "dataset" in row), first.get("dataset", "")),
+            "name": self.study.name, "question": self.study.question, "command": self.command, "script": self.study.script,
+            "dataset": next((row["dataset"] for row in rows.values() if "dataset" in row), ""),
             "baseline": self.study.baseline, "fixed": self.study.fixed, "seeds": max(len(v.seeds) for v in self.variants),
             "epochs": self.epochs(), "variants": results, "tests": tests, "verdict": verdict(self.study, results, tests),
             "claims": [claim_result(claim, tests) for claim in self.study.claims], "note": self.study.note,
             "factors": list(self.study.factors), "x": self.study.x, "curves": self.study.curves,
-            "backbone": self.study.backbone, "run_seconds": round(seconds), "runs": len(rows), **runs.environment(),
+            "backbone": self.study.backbone, "run_seconds": round(sum(row.get("seconds", 0) for row in rows.values())),
+            "runs": len(rows), **runs.environment(),
         }  # fmt: skip
 
     def epochs(self):
@@ -155,16 +159,16 @@ class Comparison:
                   "settings": variant.changes, "script": variant.script, "group": variant.group}  # fmt: skip
         rates = variant.learning_rates
         if len(rates) > 1:
-            result |= {"learning_rates": sorted(rates), "at_edge": variant.chosen in (min(rates), max(rates))}
-        if len(done) < len(jobs):
-            lost = next(row for row in (rows[job.key] for job in jobs.values()) if "val_accuracy" not in row)
-            result |= {"failed": len(jobs) - len(done), "message": lost.get("diverged", lost.get("error", ""))}
+            result |= {"learning_rates": sorted(rates), "at_edge": bool(done) and variant.chosen in (min(rates), max(rates))}
+        if lost := [rows[job.key] for job in jobs.values() if "val_accuracy" not in rows[job.key]]:
+            diverged = all("diverged" in row for row in lost)
+            result |= {"failed": len(lost), "diverged": diverged, "message": message_of(lost[0])}
         if not done:
             return result
         result["parameters"] = next(iter(done.values()))["parameters"]
         if self.study.x:
-            result["x"] = statistics.fmean(row["seconds"] for row in done.values()) if self.study.x == "seconds" else (
-                first[self.study.x])  # fmt: skip
+            seconds = statistics.fmean(row["seconds"] for row in done.values())
+            result["x"] = seconds if self.study.x == "seconds" else first[self.study.x]
         for name in ("val_accuracy", "test_accuracy", "train_eval_accuracy", "seconds"):
             values = [row[name] for row in done.values()]
             result |= {name: statistics.fmean(values), f"{name}_std": statistics.stdev(values) if len(values) > 1 else 0.0}
@@ -178,14 +182,18 @@ class Comparison:
         """A paired t test of each variant against the baseline, and of each claim; corrected over the study (Holm)."""
         pairs = [(label, self.study.baseline) for label in results if label != self.study.baseline]
         pairs += [(claim.better, claim.worse) for claim in self.study.claims if claim.better]
-        tests = []
-        for variant, against in dict.fromkeys(pairs):
+        tests = {}
+        for variant, against in pairs:
             test = paired_test(results[variant], results[against])
-            if test and (against, variant) not in {(other["variant"], other["against"]) for other in tests}:
-                tests.append({"variant": variant, "against": against} | test)
-        for test, p in zip(tests, holm([test["p"] for test in tests]), strict=True):
-            test["p_holm"] = p
-        return tests
+            if test and (variant, against) not in tests and (against, variant) not in tests:
+                tests[variant, against] = {"variant": variant, "against": against} | test
+        corrected = holm([test["p"] for test in tests.values()])
+        return [test | {"p_holm": p} for test, p in zip(tests.values(), corrected, strict=True)]
+
+
+def message_of(row):
+    """Why a run has no results; "" if it has."""
+    return row.get("diverged", row.get("error", ""))
 
 
 def paired_test(result, other):
@@ -197,11 +205,6 @@ def paired_test(result, other):
     points = [100 * (values[seed] - others[seed]) for seed in seeds]
     return {"points": statistics.fmean(points), "points_std": statistics.stdev(points), "seeds": len(seeds),
             "p": paired_t(points)}  # fmt: skip
-
-
-def word_of(test):
-    """better, worse or not distinguishable."""
-    return "not distinguishable" if test["p_holm"] >= LEVEL else "better" if test["points"] > 0 else "worse"
 
 
 def claim_result(claim, tests):
@@ -216,32 +219,40 @@ def claim_result(claim, tests):
 
 
 def verdict(study, results, tests):
-    """One or two sentences made from the numbers."""
+    """One to three sentences made from the numbers."""
     valid = {label: result for label, result in results.items() if "val_accuracy" in result}
     if not valid:
         return "Every variant diverged or failed."
+    name = {label: spoken(study, label) for label in results}
     best = max(valid, key=lambda label: valid[label]["val_accuracy"])
-    text = f"The best on validation is {best}: {percent(valid[best], 'test_accuracy')} on the test images."
-    groups = {"better": [], "worse": [], "not distinguishable": []}
-    for test in tests:
-        if test["against"] == study.baseline:
-            name = test["variant"] if len(tests) > 12 else f"{test['variant']} ({test['points']:+.2f})"
-            groups[word_of(test)].append(name)
-    sentences = []
-    for word, names in groups.items():
-        link = {"better": "better than", "worse": "worse than"}.get(word, "not distinguishable from")
-        if names and len(tests) > 12:
-            sentences.append(f"{len(names)} of {len(tests)} are {link} {study.baseline}")
-        elif names:
-            sentences.append(f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} {link} {study.baseline}")
-    failed = [label for label, result in results.items() if result.get("failed")]
-    if sentences:
-        text += " " + "; ".join(sentences) + "."
-    return text + (f" Diverged or failed in some seeds: {', '.join(failed)}." if failed else "")
+    sentences = [f"The best on validation is {name[best]}: {percent(valid[best], 'test_accuracy')} on the test images"]
+    tests, clauses = [test for test in tests if test["against"] == study.baseline], []
+    for word, link in LINKS.items():
+        group = [test for test in tests if word_of(test) == word]
+        named = [f"{name[test['variant']]} ({test['points']:+.2f})" for test in group]
+        subject = f"{len(group)} of {len(tests)} variants" if len(tests) >= MANY else ", ".join(named)
+        if group:
+            clauses.append(f"{subject} {'is' if len(group) == 1 else 'are'} {link} {name[study.baseline]}")
+    sentences.append("; ".join(clauses))
+    if len(valid) > 1 and not tests:
+        sentences.append("Nothing is tested: that needs two seeds or more of the baseline and of another variant")
+    failed = [name[label] for label, result in results.items() if result.get("failed")]
+    sentences.append(f"Diverged or failed in some seeds: {', '.join(failed)}" if failed else "")
+    return ". ".join(filter(None, sentences)) + "."
+
+
+def spoken(study, label):
+    """A variant's name in a sentence: dropout 0.2 for 0.2; learning rate 0.001, batch size 128 for 0.001, 128."""
+    factors, values = [factor.replace("_", " ") for factor in study.factors], label.split(", ")
+    if len(factors) == len(values):
+        return ", ".join(map(" ".join, zip(factors, values, strict=True)))
+    return f"{study.name.replace('_', ' ')} {label}" if re.fullmatch(r"[\d.e-]+", label) else label
 
 
 def percent(result, name):
-    return f"{100 * result[name]:.2f} ± {100 * result[name + '_std']:.2f} %"
+    """An accuracy with its standard deviation over the seeds, if there are several."""
+    std = f" ± {100 * result[name + '_std']:.2f}" if len(result["seeds"]) > 1 else ""
+    return f"{100 * result[name]:.2f}{std} %"
 
 
 def interval(values):

@@ -1,4 +1,4 @@
-"""What a study leaves behind: runs.csv, summary.json, a figure, and the README of all studies, made from the summaries."""
+"""What a study leaves behind: runs.csv, summary.json and a figure, which is made from summary.json alone."""
 
 if __name__ == "__main__":
     raise SystemExit("studies/output.py is a module, not a script: experiments.py uses it")
@@ -6,13 +6,19 @@ if __name__ == "__main__":
 import csv
 import io
 import json
+import textwrap
+from pathlib import Path
 
 import numpy as np
 
-from plots import GREY, MODEL_COLORS, RIGHT, SERIES, TRAIN, figure
+from plots import GREY, MODEL_COLORS, SERIES, WRONG, figure
 from studies.comparison import interval
 from studies.study import label
 from support import files
+
+SCRIPT_COLORS = {"mlp": MODEL_COLORS["NumPy MLP"], "cnn": MODEL_COLORS["CNN"],
+                 "hybrid": MODEL_COLORS["CNN features + NumPy MLP"]}  # fmt: skip
+RANGE = 12  # points of accuracy that a figure shows below the best variant; a variant below them has a mark at the edge
 
 
 def write(folder, comparison, rows):
@@ -26,12 +32,16 @@ def write(folder, comparison, rows):
         folder.mkdir(parents=True, exist_ok=True)
         files.write_text(folder / "runs.csv", text.getvalue())
         files.write_text(folder / "summary.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
-        with files.atomic_write(folder / f"{summary['name']}.png") as temporary:
-            draw(summary).savefig(temporary, format="png")
+        save_figure(folder, summary)
     except OSError as error:
         raise files.FileError(f"{folder}: cannot be written ({error.strerror}); the runs are kept, and the same command "
                               "writes it again") from None  # fmt: skip
     return summary
+
+
+def save_figure(folder, summary):
+    with files.atomic_write(Path(folder, f"{summary['name']}.png")) as temporary:
+        draw(summary).savefig(temporary, format="png")
 
 
 def draw(summary):
@@ -53,29 +63,53 @@ def draw(summary):
 def title_of(summary):
     epochs = "-".join(dict.fromkeys(map(str, (summary["epochs"][0], summary["epochs"][-1]))))
     seeds = f"{summary['seeds']} seed{'s' * (summary['seeds'] > 1)}"
-    return f"{summary['dataset']}, {seeds}, {epochs} epoch{'s' * (epochs != '1')}"
+    return ", ".join(filter(None, [summary["dataset"], seeds, f"{epochs} epoch{'s' * (epochs != '1')}"]))
+
+
+def lost(result):
+    """Why a variant has no results, in a word."""
+    return "diverged" if result.get("diverged") else "failed"
+
+
+def accuracies(result):
+    """Test accuracy of each seed in percent."""
+    return 100 * np.array(result["by_seed"]["test_accuracy"])
 
 
 def dots(summary, results, title):
-    """Test accuracy of each variant: a dot for each seed, the mean and its 95 % interval; beside it curves by epoch."""
-    columns = 2 if summary["curves"] else 1
-    longest = max(map(len, results))
-    fig, axes = figure(title, 9 if columns == 1 else 11, 1.9 + 0.34 * len(results), ncols=columns)
+    """Test accuracy of each variant: a dot for each seed, the mean and its 95 % interval; below it curves by epoch."""
+    variants = summary["variants"]
+    names = [f"{name} (baseline)" if name == summary["baseline"] else name for name in variants]
+    names = [textwrap.fill(name, 36) for name in names]
+    height = 0.16 * sum(2 + name.count("\n") for name in names)
+    panels = [height, 3.2] if summary["curves"] else [height]
+    fig, axes = figure(title, 9, 1.5 + 1.15 * sum(panels), nrows=len(panels), height_ratios=panels)
     ax = axes[0, 0]
-    for row, (name, result) in enumerate(results.items()):
-        values = 100 * np.array(result["by_seed"]["test_accuracy"])
-        color = RIGHT if name == summary["baseline"] else MODEL_COLORS["CNN"]
-        ax.plot(values, np.full(len(values), row), "o", color=color, alpha=0.45, markersize=5, markeredgewidth=0)
-        ax.errorbar(values.mean(), row, xerr=interval(values), color=color, marker="|", markersize=12, markeredgewidth=2,
-                    elinewidth=1.2)  # fmt: skip
-        ax.text(1.02, row, f"{values.mean():.2f}", fontsize=9, va="center", transform=ax.get_yaxis_transform())
-    names = [f"{name} (baseline)" if name == summary["baseline"] else name for name in results]
-    ax.set_yticks(range(len(results)), names, fontsize=9 if longest < 45 else 7.5)
-    ax.set_ylim(len(results) - 0.5, -0.5)
-    ax.set_xlabel("test accuracy (%): seeds, mean, 95 % interval", fontsize=9)
+    best = max(accuracies(result).max() for result in results.values())
+    low = max(best - RANGE, min(accuracies(result).min() for result in results.values()))
+    margin = 0.04 * max(best - low, 0.1)
+    for row, result in enumerate(variants.values()):
+        beside = {"fontsize": 9, "va": "center", "transform": ax.get_yaxis_transform()}
+        if "by_seed" not in result:
+            ax.text(1.02, row, lost(result), color=GREY, **beside)
+            continue
+        values, color = accuracies(result), SCRIPT_COLORS.get(result["script"], GREY)
+        ax.plot(values, np.full(len(values), row), "o", color=color, alpha=0.5, markersize=5, markeredgewidth=0)
+        ax.errorbar(values.mean(), row, xerr=interval(values) or None, color=color, marker="|", markersize=12,
+                    markeredgewidth=2, elinewidth=1.2)  # fmt: skip
+        if values.mean() < low:
+            ax.plot(low - margin / 2, row, "<", color=color, markersize=6)
+        several = f", {result['failed']} {lost(result)}" if result.get("failed") else ""
+        ax.text(1.02, row, f"{values.mean():.2f}{several}", **beside)
+    if "by_seed" in variants[summary["baseline"]]:
+        ax.axvline(accuracies(variants[summary["baseline"]]).mean(), color=GREY, linewidth=0.8, linestyle=":", zorder=0)
+    ax.set_yticks(range(len(names)), names, fontsize=9)
+    ax.set(xlim=(low - margin, best + margin), ylim=(len(names) - 0.5, -0.5))
+    shown = ("" if summary["seeds"] == 1 else ": seeds, mean") + ", 95 % interval" * (summary["seeds"] > 2)
+    ax.set_xlabel(f"test accuracy (%){shown}", fontsize=9)
     ax.grid(axis="x", alpha=0.25)
-    if columns == 2:
-        curves(axes[0, 1], results)
+    if summary["curves"]:
+        curves(axes[1, 0], results)
     return fig
 
 
@@ -83,73 +117,85 @@ def curves(ax, results):
     """Validation accuracy by epoch, the mean over the seeds."""
     for number, (name, result) in enumerate(results.items()):
         values = 100 * np.array(result["val_accuracy_by_epoch"])
-        ax.plot(np.arange(1, len(values) + 1), values, label=name, linewidth=1.6, color=SERIES[number % len(SERIES)],
-                linestyle=("-", "--", ":")[number // len(SERIES) % 3])  # fmt: skip
-    ends = [100 * min(result["val_accuracy_by_epoch"][-1:]) for result in results.values()]
+        ax.plot(np.arange(1, len(values) + 1), values, label=textwrap.fill(name, 30), linewidth=1.6,
+                color=SERIES[number % len(SERIES)], linestyle=("-", "--", ":", "-.")[number // len(SERIES) % 4],
+                marker="o" if len(values) == 1 else None)  # fmt: skip
     best = 100 * max(max(result["val_accuracy_by_epoch"]) for result in results.values())
-    ax.set_ylim(max(min(ends) - 3, best - 25), best + 0.6)
+    worst = 100 * min(result["val_accuracy_by_epoch"][-1] for result in results.values())
+    low = max(worst - 3, best - 2 * RANGE)
+    ax.set_ylim(low, best + 0.05 * (best - low))
     ax.set_xlabel("epoch", fontsize=9)
     ax.set_ylabel("validation accuracy (%)", fontsize=9)
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     ax.grid(alpha=0.25)
-    ax.legend(frameon=False, fontsize=8)
+    rows = 9 if len(results) <= 18 else 13
+    ax.legend(frameon=False, fontsize=8 if rows == 9 else 7, loc="center left", bbox_to_anchor=(1.01, 0.5),
+              ncols=-(-len(results) // rows))  # fmt: skip
 
 
 def heat_map(summary, results, title):
     """Mean test accuracy for each pair of values; the pair with the best validation accuracy has a frame."""
     rows, columns = summary["factors"]
-    first, second = ([*dict.fromkeys(label(read(result["settings"][name])) for result in summary["variants"].values())]
+    first, second = ([*dict.fromkeys(shown(result, name) for result in summary["variants"].values())]
                      for name in (rows, columns))  # fmt: skip
-    grid = np.full((len(first), len(second)), np.nan)
-    places = {}
-    for name, result in results.items():
-        place = first.index(label(read(result["settings"][rows]))), second.index(label(read(result["settings"][columns])))
-        grid[place], places[name] = 100 * result["test_accuracy"], place
-    fig, axes = figure(title, 2.6 + 1.15 * len(second), 2.2 + 0.6 * len(first))
+    places = {name: (first.index(shown(result, rows)), second.index(shown(result, columns)))
+              for name, result in summary["variants"].items()}  # fmt: skip
+    grid, texts = np.full((len(first), len(second)), np.nan), {}
+    for name, result in summary["variants"].items():
+        texts[places[name]] = lost(result)
+        if name in results:
+            grid[places[name]] = 100 * result["test_accuracy"]
+            texts[places[name]] = f"{100 * result['test_accuracy']:.2f}"
+    width = max(0.95, 0.1 * max(map(len, second)))
+    fig, axes = figure(f"{title}, frame: best on validation", min(9, max(5, 2.6 + width * len(second))),
+                       2.2 + 0.5 * len(first))  # fmt: skip
     ax = axes[0, 0]
-    low = max(np.nanmin(grid), np.nanmax(grid) - 8)  # a few very poor pairs would hide the differences of the others
-    shown = ax.imshow(grid, cmap="viridis", aspect="auto", vmin=low, vmax=np.nanmax(grid))
-    for (i, j), value in np.ndenumerate(grid):
-        text = f"{value:.2f}" if np.isfinite(value) else "diverged"
-        dark = np.isfinite(value) and value < (low + np.nanmax(grid)) / 2
-        ax.text(j, i, text, ha="center", va="center", fontsize=9, color="white" if dark else "black")
-    best = places[max(results, key=lambda name: results[name]["val_accuracy"])]
-    ax.add_patch(frame(best))
+    low = max(np.nanmin(grid), np.nanmax(grid) - RANGE)  # a few very poor pairs would hide the differences of the others
+    image = ax.imshow(grid, cmap="viridis", aspect="auto", vmin=low, vmax=np.nanmax(grid))
+    for (i, j), text in texts.items():
+        dark = grid[i, j] < (low + np.nanmax(grid)) / 2  # not where it diverged
+        size = 9 if len(second) <= 6 else 7
+        ax.text(j, i, text, ha="center", va="center", fontsize=size, color="white" if dark else "black")
+    ax.add_patch(frame(places[max(results, key=lambda name: results[name]["val_accuracy"])]))
     ax.set(xticks=range(len(second)), xticklabels=second, yticks=range(len(first)), yticklabels=first,
            xlabel=columns.replace("_", " "), ylabel=rows.replace("_", " "))  # fmt: skip
+    if 0.1 * sum(map(len, second)) > 5:
+        ax.set_xticklabels(second, rotation=40, ha="right", rotation_mode="anchor")
     ax.spines[:].set_visible(False)
-    fig.colorbar(shown, label="test accuracy (%), mean over seeds")
-    fig.text(0.01, 0.01, "frame: best on validation", fontsize=8, color=GREY)
+    fig.colorbar(image, label="test accuracy (%)" + ", mean over seeds" * (summary["seeds"] > 1))
     return fig
+
+
+def shown(result, name):
+    """The value of a setting of a variant as it was in the study: lists of a summary.json are tuples."""
+    value = result["settings"][name]
+    return label(tuple(value) if isinstance(value, list) else value)
 
 
 def frame(place):
     from matplotlib.patches import Rectangle
 
-    return Rectangle((place[1] - 0.5, place[0] - 0.5), 1, 1, fill=False, edgecolor="#D55E00", linewidth=2.5)
+    return Rectangle((place[1] - 0.5, place[0] - 0.5), 1, 1, fill=False, edgecolor=WRONG, linewidth=2.5)
 
 
 def lines(summary, results, title):
     """Test accuracy against a number, a line for each group: seeds as dots, the mean and its 95 % interval."""
-    fig, axes = figure(title, 9, 4.8)
+    missing = [name for name in summary["variants"] if name not in results]
+    fig, axes = figure(title + (f"\ndiverged or failed: {', '.join(missing)}" if missing else ""), 9, 4.8)
     ax, groups = axes[0, 0], {}
     for result in results.values():
         groups.setdefault(result["group"], []).append(result)
     for number, (group, members) in enumerate(groups.items()):
         members = sorted(members, key=lambda result: result["x"])
-        x, color = [result["x"] for result in members], SERIES[number % len(SERIES)] if group else TRAIN
-        values = [100 * np.array(result["by_seed"]["test_accuracy"]) for result in members]
+        x, color = [result["x"] for result in members], MODEL_COLORS.get(group, SERIES[number % len(SERIES)])
+        values = list(map(accuracies, members))
         for place, points in zip(x, values, strict=True):
             ax.plot(np.full(len(points), place), points, "o", color=color, alpha=0.4, markersize=4, markeredgewidth=0)
         ax.errorbar(x, [points.mean() for points in values], yerr=[interval(points) for points in values], color=color,
                     linewidth=1.6, elinewidth=1, capsize=2, label=group or None)  # fmt: skip
-    every = [result["x"] for result in results.values()]
-    if min(every) > 0 and max(every) > 8 * min(every):
-        ax.set_xscale("log")
-        ax.set_xticks(sorted(set(every)) if summary["x"] != "seconds" else [5, 10, 20, 50, 100, 200, 500])
-        ax.set_xlim(0.8 * min(every), 1.25 * max(every))
-        ax.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}")
-        ax.minorticks_off()
+    places = [result["x"] for result in results.values()]
+    if min(places) > 0 and max(places) > 8 * min(places):
+        logarithmic(ax, min(places), max(places), sorted(set(places)) if summary["x"] != "seconds" else [])
     names = {"train_size": "training images", "seconds": "training time (s), one thread",
              "label_noise": "fraction of wrong training labels"}  # fmt: skip
     ax.set(xlabel=names.get(summary["x"], summary["x"].replace("_", " ")), ylabel="test accuracy (%)")
@@ -159,6 +205,12 @@ def lines(summary, results, title):
     return fig
 
 
-def read(value):
-    """A value of a summary.json as the study has it: lists are tuples."""
-    return tuple(value) if isinstance(value, list) else value
+def logarithmic(ax, low, high, places):
+    """A logarithmic x axis from low to high, with ticks at `places`, or at 1, 2, 5, 10, ... where these are too many."""
+    if not 1 < len(places) <= 8:
+        decades = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
+        places = [place for place in np.outer(decades, (1, 2, 5)).ravel() if low / 1.2 <= place <= high * 1.2]
+    ax.set_xscale("log")
+    ax.set_xticks(places, [f"{place:,.0f}" if place >= 10 else f"{place:g}" for place in places])
+    ax.minorticks_off()
+    ax.set_xlim(low / 1.25, high * 1.25)

@@ -6,7 +6,8 @@ if __name__ == "__main__":
 import json
 import textwrap
 
-from studies.comparison import percent, word_of
+from studies.comparison import percent
+from studies.statistics import word_of
 from support import files
 
 INTRODUCTION = """# Studies
@@ -14,44 +15,67 @@ INTRODUCTION = """# Studies
 Made by `python experiments.py`; the numbers are in each folder's `runs.csv` and `summary.json`.
 
 Each study changes one factor of a plain baseline. Validation chooses the learning rate of every variant, with the first
-seed; all variants share splits and seeds. Tables show mean ± standard deviation over the seeds. The test images choose
-nothing. Differences are tested against the baseline by paired t tests over the seeds, corrected within a study (Holm,
-level 0.05). With few seeds, small differences remain undetected: "not distinguishable" does not mean equal. R1 to R4 are
-similar projects, whose figures are single runs.
+seed; "(edge)" marks the lowest or highest of those to choose from. All variants share splits and seeds. Tables show
+mean ± standard deviation over the seeds. The test images choose nothing. Differences in test accuracy are tested against
+the baseline by paired t tests over the seeds, corrected within a study (Holm, level 0.05). With few seeds, small
+differences remain undetected: "not distinguishable" does not mean equal. R0 to R4 are similar projects, whose figures are
+single runs.
 """
+HEADS = "Does the NumPy MLP classify a CNN's features better than other classifiers do?"
+COLUMNS = ("variant", "learning rate", "validation", "test", "difference in points", "p", "verdict", "on training images",
+           "s per run")  # fmt: skip
 
 
-def read(folder, names):
-    """The summaries of the finished studies in `folder`, in the order of `names`, then the others."""
-    paths = {path.parent.name: path for path in folder.glob("*/summary.json")}
-    order = [name for name in names if name in paths] + sorted(paths.keys() - set(names))
+def paths(folder, names):
+    """The summary.json files in `folder`, in the order of `names`, then the others."""
+    found = {path.parent.name: path for path in folder.glob("*/summary.json")}
+    order = [name for name in names if name in found] + sorted(found.keys() - set(names))
+    return [found[name] for name in order]
+
+
+def read(path):
+    """(the summary in a file, its section). Raises files.FileError for a file that is damaged or of another version."""
     try:
-        return [json.loads(paths[name].read_text(encoding="utf-8")) for name in order]
-    except (OSError, ValueError) as error:
-        raise files.FileError(f"{folder}: a summary.json cannot be read ({error})") from None
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        return summary, section(summary)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise files.FileError(f"{path}: cannot be read ({error!r})") from None
 
 
-def write(folder, names):
-    files.write_text(folder / "README.md", contents(folder, names))
+def write(folder, names, warn):
+    """Write README.md of the studies in `folder`. A summary.json that cannot be read is left out: warn(message)."""
+    readable = []
+    for path in paths(folder, names):
+        try:
+            readable.append(read(path))
+        except files.FileError as error:
+            warn(f"{error}: left out of {folder / 'README.md'}; running its study writes it again")
+    files.write_text(folder / "README.md", text_of(folder, readable))
 
 
 def contents(folder, names):
-    """The text of README.md."""
-    summaries = read(folder, names)
+    """The text of README.md. Raises files.FileError."""
+    return text_of(folder, [read(path) for path in paths(folder, names)])
+
+
+def text_of(folder, studies):
     lines = [INTRODUCTION, "| study | question | verdict |", "| --- | --- | --- |"]
-    lines += [f"| [{summary['name']}](#{summary['name']}) | {summary['question']} | {summary['verdict']} |"
-              for summary in summaries]  # fmt: skip
+    lines += [row([f"[{summary['name']}](#{summary['name']})", summary["question"], summary["verdict"]])
+              for summary, _ in studies]  # fmt: skip
     if (folder / "heads" / "README.md").exists():
-        lines.append("| [heads](heads/README.md) | Does the NumPy MLP classify a CNN's features better than other "
-                     "classifiers do? | see there |")  # fmt: skip
-    return "\n".join(lines) + "\n\n" + "\n".join(map(section, summaries))
+        lines.append(row(["[heads](heads/README.md)", HEADS, "see there"]))
+    return "\n".join(lines) + "\n\n" + "\n".join(section for _, section in studies)
+
+
+def row(cells):
+    """A line of a Markdown table."""
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def section(summary):
     """One study in Markdown."""
     name = summary["name"]
-    parts = [f"## {name}", f"{summary['question']} {summary['note']}".strip(),
-             f"`python experiments.py {name}`. {setup(summary)}", table(summary),
+    parts = [f"## {name}", f"{summary['question']} {summary['note']}".strip(), setup(summary), table(summary),
              f"![{summary['question']}]({name}/{name}.png)", f"**Verdict.** {summary['verdict']}"]  # fmt: skip
     if summary["claims"]:
         parts.append("\n".join(map(claim_line, summary["claims"])))
@@ -59,15 +83,29 @@ def section(summary):
 
 
 def setup(summary):
-    """What is held fixed, and where it ran."""
-    epochs = summary["epochs"]
-    number = f"{epochs[0]}" if len(epochs) == 1 else f"{epochs[0]} to {epochs[-1]}"
-    fixed = " ".join(f"--{key.replace('_', '-')} {' '.join(map(str, value if isinstance(value, list) else [value]))}"
-                     for key, value in summary["fixed"].items())  # fmt: skip
-    text = f"{summary['dataset']}, {summary['seeds']} seeds, {number} epochs"
-    text += f", fixed: `{fixed}`" if fixed else ""
-    machine = summary["machine"]
-    return f"{text}. {summary['runs']} runs, {summary['run_seconds'] / 60:.0f} minutes of one core ({machine['processor']})."
+    """The command, what is held fixed, and where it ran."""
+    command = summary.get("command") or f"python experiments.py {summary['name']}"
+    fixed = " ".join(words for name, value in summary["fixed"].items() for words in flag(name, value))
+    text = f"`{command}`. {budget(summary)}" + (f", fixed: `{fixed}`" if fixed else "")
+    seconds, processor = summary["run_seconds"], summary["machine"]["processor"]
+    time = f"{seconds / 60:.0f} minutes" if seconds >= 90 else f"{seconds} seconds"
+    return f"{text}. {summary['runs']} runs, {time} of one core ({processor})."
+
+
+def budget(summary):
+    """Fashion-MNIST, 5 seeds, 12 epochs"""
+    first, last = summary["epochs"][0], summary["epochs"][-1]
+    epochs = f"{first} epoch{'s' * (first != 1)}" if first == last else f"{first} to {last} epochs"
+    seeds = f"{summary['seeds']} seed{'s' * (summary['seeds'] != 1)}"
+    return ", ".join(filter(None, [summary["dataset"], seeds, epochs]))
+
+
+def flag(name, value):
+    """A setting as words of a command line: --dropout 0.2, --flip, --no-flip, --hidden 256 128."""
+    name = name.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{name}" if value else f"--no-{name}"]
+    return [f"--{name}", *map(str, value if isinstance(value, (list, tuple)) else [value])]
 
 
 def claim_line(claim):
@@ -78,39 +116,50 @@ def claim_line(claim):
     return f"- {claim['text']}: **{claim['verdict']}** here ({claim['points']:+.2f} points, p = {claim['p_holm']:.2g})"
 
 
-def table(summary):
-    """The Markdown table of a study's variants."""
+def rate_of(result):
+    return f"{result['learning_rate']:g}" + (" (edge)" if result.get("at_edge") else "")
+
+
+def cells_of(summary):
+    """{variant: its cells of COLUMNS without the first one}."""
     tests = {test["variant"]: test for test in summary["tests"] if test["against"] == summary["baseline"]}
-    lines = ["| variant | learning rate | validation | test | difference in points | p | verdict | training images | "
-             "s per run |", "| --- " * 9 + "|"]  # fmt: skip
+    cells = {}
     for name, result in summary["variants"].items():
-        shown = f"**{name}** (baseline)" if name == summary["baseline"] else name
-        rate = f"{result['learning_rate']:g}" + (" (edge)" if result.get("at_edge") else "")
+        test, failed = tests.get(name), f"{result.get('failed', 0)} of {summary['seeds']} seeds: {result.get('message')}"
         if "val_accuracy" not in result:
-            lines.append(f"| {shown} | {rate} | - | - | - | - | {result.get('message', 'failed')} | - | - |")
+            cells[name] = [rate_of(result), "-", "-", "-", "-", failed, "-", "-"]
             continue
-        verdict = 3 * ["-"]
-        if test := tests.get(name):
+        verdict = ["-", "-", "-"]
+        if test:
             verdict = [f"{test['points']:+.2f} ± {test['points_std']:.2f}", f"{test['p_holm']:.2g}", word_of(test)]
         if result.get("failed"):
-            verdict[2] += f"; {result['failed']} seeds failed"
-        cells = [shown, rate, percent(result, "val_accuracy"), percent(result, "test_accuracy"), *verdict,
-                 percent(result, "train_eval_accuracy"), f"{result['seconds']:.0f}"]  # fmt: skip
-        lines.append(f"| {' | '.join(cells)} |")
+            verdict[2] += f"; {failed}"
+        cells[name] = [rate_of(result), percent(result, "val_accuracy"), percent(result, "test_accuracy"), *verdict,
+                       percent(result, "train_eval_accuracy"), f"{result['seconds']:.0f}"]  # fmt: skip
+    return cells
+
+
+def table(summary):
+    """The Markdown table of a study's variants."""
+    lines = [row(COLUMNS), "| --- " * len(COLUMNS) + "|"]
+    for name, cells in cells_of(summary).items():
+        lines.append(row([f"**{name}** (baseline)" if name == summary["baseline"] else name, *cells]))
     return "\n".join(lines)
 
 
-def text_of(summary):
+def terminal_text(summary):
     """A study's result as lines for the terminal."""
-    width = max(map(len, summary["variants"])) + 2
-    lines = ["", f"{summary['name']}: {summary['question']}"]
-    lines.append(f"{'':<{width}}{'learning rate':>14}{'validation':>17}{'test':>17}")
+    rows = {"": list(COLUMNS[1:6])}
+    for name, cells in cells_of(summary).items():
+        rows[f"{name} (baseline)" if name == summary["baseline"] else name] = cells[:5]
+    rows = [[name, *cells] for name, cells in rows.items()]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["", *textwrap.wrap(f"{summary['name']}: {summary['question']} ({budget(summary)})", 118)]
+    for name, *cells in rows:
+        aligned = [f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True)]
+        lines.append("  ".join([f"{name:<{widths[0]}}", *aligned]))
     for name, result in summary["variants"].items():
-        if "val_accuracy" in result:
-            lines.append(f"{name:<{width}}{result['learning_rate']:>14g}{percent(result, 'val_accuracy'):>17}"
-                         f"{percent(result, 'test_accuracy'):>17}")  # fmt: skip
-        else:
-            lines.append(f"{name:<{width}}{result['learning_rate']:>14g}  {result.get('message', 'failed')}")
+        if result.get("failed"):
+            lines.append(f"{name}, {result['failed']} of {summary['seeds']} seeds: {result['message']}")
     lines += textwrap.wrap(summary["verdict"], 118)
-    lines += [claim_line(claim).replace("**", "") for claim in summary["claims"] if claim["verdict"]]
-    return "\n".join(lines)
+    return "\n".join(lines + [claim_line(claim).replace("**", "") for claim in summary["claims"] if claim["verdict"]])

@@ -37,10 +37,15 @@ def paired_t(differences):
     return float(ttest_1samp(differences, 0).pvalue)
 
 
+def word_of(test):
+    """The verdict on a comparison in a word: better, worse or not distinguishable."""
+    return "not distinguishable" if test["p_holm"] >= LEVEL else "better" if test["points"] > 0 else "worse"
+
+
 def verdict(test):
     """One sentence on a comparison, an entry of `heads.summary`'s tests."""
     significant = [row["only_head_correct"] > row["only_other_correct"] for row in test["by_seed"] if row["p_holm"] < LEVEL]
-    word = "not distinguishable" if test["p_holm"] >= LEVEL else "better" if test["points"] > 0 else "worse"
-    return (f"{test['head']} vs {test['against']}: {word}; {test['points']:+.2f} +- {test['points_std']:.2f} points, p = "
-            f"{test['p_holm']:.3g} (paired t test over {len(test['by_seed'])} seeds, Holm); McNemar's test: better in "
+    points = f"{test['points']:+.2f} +- {test['points_std']:.2f} points"
+    return (f"{test['head']} vs {test['against']}: {word_of(test)}; {points}, p = {test['p_holm']:.3g} "
+            f"(paired t test over {len(test['by_seed'])} seeds, Holm); McNemar's test: better in "
             f"{sum(significant)}, worse in {len(significant) - sum(significant)} seeds")  # fmt: skip

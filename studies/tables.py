@@ -25,7 +25,7 @@ import sys
 import textwrap
 from pathlib import Path
 
-from studies.statistics import LEVEL
+from studies.statistics import LEVEL, word_of
 from support import files, runs, settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -220,11 +220,6 @@ def mlp_help(results):
 
 def difference(test):
     return f"difference {test['points']:+.2f} ± {test['points_std']:.2f} points, p = {test['p_holm']:.3g}"
-
-
-def word_of(test):
-    """The verdict on a comparison, as studies.statistics.verdict gives it."""
-    return "not distinguishable" if test["p_holm"] >= LEVEL else "better" if test["points"] > 0 else "worse"
 
 
 # ---- results/README.md
