@@ -30,7 +30,7 @@ STUDIES = (
     Study("training_images", "How does accuracy depend on the number of training images?", "mlp",
           models({f"{size:,}": {"train_size": size, "epochs": epochs, "batch_size": batch_size}
                   for size, (epochs, batch_size) in SIZES.items()}), "CNN, 48,000", seeds=3, x="train_size",
-          claims=(Claim("R1: the hybrid is better than its CNN, 93.28 to 93.37 %", "hybrid, 48,000", "CNN, 48,000"),),
+          claims=(Claim("Reported: the hybrid is better than its CNN, 93.28 to 93.37 %", "hybrid, 48,000", "CNN, 48,000"),),
           note=FIXED_RATES),
     Study("label_noise", "How much do wrong training labels cost?", "mlp",
           models({f"{noise:g}": {"label_noise": noise} for noise in (0.0, 0.1, 0.2, 0.4)}), "CNN, 0", seeds=3,

@@ -1,26 +1,30 @@
-"""Ten lines for README.md: which claims of the similar projects hold, made from the summaries of the studies."""
+"""The lines "What we found" of README.md: what similar projects report or have chosen, and whether it holds here."""
+
+if __name__ == "__main__":
+    raise SystemExit("studies/findings.py is a module, not a script: python -m studies.tables uses it")
 
 from support import files
 
-# (study, number of its claim)
-CHOSEN = (
-    ("depth", 0), ("depth", 1), ("activation", 0), ("dropout", 0), ("l2", 0), ("augmentation", 0), ("initialization", 1),
-    ("optimizer", 0), ("schedule", 0), ("loss", 0), ("pooling", 0), ("cnn_dropout", 0), ("cnn_augmentation", 0),
-    ("training_images", 0), ("references", 3),
+CHOSEN = (  # (study, number of its claim)
+    ("depth", 0), ("depth", 1), ("width", 1), ("activation", 0), ("l2", 0), ("augmentation", 0), ("initialization", 1),
+    ("initialization", 2), ("optimizer", 0), ("schedule", 0), ("loss", 0), ("cnn_dropout", 0), ("cnn_augmentation", 0),
+    ("training_images", 0),
 )  # fmt: skip
-WORDS = {"holds": "Holds", "does not hold": "Does not hold", "not distinguishable": "Not distinguishable"}
+WORDS = {"holds": "holds", "does not hold": "does not hold", "not distinguishable": "makes no distinguishable difference"}
 
 
-def findings(results):
-    """A Markdown list: a line for each chosen claim whose study is in results/studies, those that hold first."""
-    lines = {word: [] for word in WORDS}
+def lines(results):
+    """A Markdown list with a line for each chosen claim whose study is in results/studies; those that hold come first.
+
+    Raises files.FileError.
+    """
+    groups = {word: [] for word in WORDS}
     for name, number in CHOSEN:
         path = results / "studies" / name / "summary.json"
-        if not path.exists():
-            continue
-        claim = files.read_json(path)["claims"][number]
-        if claim["verdict"] in lines:
+        if path.exists():
+            claim = files.read_json(path)["claims"][number]
+            kind, _, text = claim["text"].partition(": ")
             numbers = f"{claim['points']:+.2f} points, p = {claim['p_holm']:.2g}"
-            link = f"[{claim['text']}](results/studies/README.md#{name})"
-            lines[claim["verdict"]].append(f"- {WORDS[claim['verdict']]}: {link} ({numbers})")
-    return "\n".join(line for group in lines.values() for line in group) + "\n"
+            word = f"**{WORDS[claim['verdict']]}** ({numbers})"
+            groups[claim["verdict"]].append(f"- {kind} elsewhere: {text}: [{word}](results/studies/README.md#{name})")
+    return "".join(f"{line}\n" for group in groups.values() for line in group)

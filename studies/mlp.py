@@ -1,7 +1,7 @@
 """Studies of the NumPy MLP, from a plain baseline: 784-256-128-10, ReLU, Adam with a cosine schedule, nothing else.
 
-Batch normalization, label smoothing, the moving average of the weights and flips would hide what one factor does. Claims
-are those of the similar projects in results/README.md; R1 to R4 are theirs.
+Batch normalization, label smoothing, the moving average of the weights and flips would hide what one factor does. The
+claims are what similar projects report, from single runs, or have chosen.
 """
 
 if __name__ == "__main__":
@@ -22,41 +22,38 @@ def plain(name, question, variants, baseline, claims=(), fixed=None, **options):
 STUDIES = (
     plain("depth", "How many hidden layers does an MLP need?",
           {"0": {"hidden": ()}, "1": {"hidden": (128,)}, "2": {"hidden": (128, 128)}, "3": {"hidden": (128, 128, 128)}}, "1",
-          [Claim("R3: one hidden layer instead of none, 73.80 to 84.69 %", "1", "0"),
-           Claim("R3: two hidden layers instead of one, 84.69 to 85.20 %", "2", "1")]),
+          [Claim("Reported: one hidden layer instead of none, 73.80 to 84.69 %", "1", "0"),
+           Claim("Reported: two hidden layers instead of one, 84.69 to 85.20 %", "2", "1")]),
     plain("width", "How wide should the hidden layers be?",
           vary(hidden=((64,), (128, 64), (256, 128), (300, 100), (512, 256), (1024, 512))), "128-64",
-          [Claim("R0: 256-128, where R1 uses 128-64", "256-128", "128-64"),
-           Claim("R4: 300-100, where R1 uses 128-64", "300-100", "128-64")]),
+          [Claim("Choice: 256-128 instead of 128-64", "256-128", "128-64"),
+           Claim("Choice: 300-100 instead of 128-64", "300-100", "128-64")]),
     plain("activation", "Which activation function suits an MLP?",
           vary(activation=("relu", "leaky_relu", "tanh", "gelu", "sigmoid")), "relu",
-          [Claim("R3: tanh is its best, with two hidden layers and L2, 85.20 %", "tanh", "relu"),
-           Claim("R1: Leaky ReLU instead of ReLU", "leaky_relu", "relu"), Claim("R1: GELU instead of ReLU", "gelu", "relu")],
+          [Claim("Choice: tanh instead of ReLU", "tanh", "relu")],
           curves=True),
-    plain("dropout", "How much dropout helps an MLP?", vary(dropout=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5)), "0",
-          [Claim("R1: dropout of 0.2 against overfitting", "0.2", "0"), Claim("R2: dropout of 0.5", "0.5", "0")]),
+    plain("dropout", "How much dropout helps an MLP?", vary(dropout=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5)), "0"),
     plain("l1", "Does an L1 penalty help an MLP?", vary(l1=(0.0, 1e-6, 1e-5, 1e-4)), "0"),
     plain("l2", "Does an L2 penalty help an MLP?", vary(l2=(0.0, 1e-5, 1e-4, 1e-3)), "0",
-          [Claim("R3: L2 improves two hidden layers", "0.0001", "0")]),
+          [Claim("Choice: an L2 penalty", "0.0001", "0")]),
     plain("weight_decay", "How much decoupled weight decay helps an MLP?", vary(weight_decay=(0.0, 0.01, 0.1, 0.3)), "0"),
     plain("input_normalization", "Should the pixels be standardized?",
-          vary(normalize=("none", "global", "per_pixel")), "none",
-          [Claim("R3: normalization improves the MLP", "global", "none")]),
+          vary(normalize=("none", "global", "per_pixel")), "none"),
     plain("norm", "Does normalization between the layers help an MLP?", vary(norm=("none", "batch", "layer")), "none"),
     plain("augmentation", "Does augmentation help an MLP, drawn once or anew for every batch?",
           {"none": {}, "flip, once": {"flip": True, "augment_once": True}, "flip, fresh": {"flip": True},
            "flip and shift 1, once": {"flip": True, "shift": 1, "augment_once": True},
            "flip and shift 1, fresh": {"flip": True, "shift": 1}}, "none",
-          [Claim("R3: augmentation costs the MLP 6.77 points (drawn once, replacing the originals)", "none",
+          [Claim("Reported: augmentation, drawn once, costs 6.77 points", "none",
                  "flip and shift 1, once")],
           fixed={"epochs": 24}, note="24 epochs: augmented images take longer to fit."),
     plain("initialization", "How does initialization depend on depth?",
           {f"{depth} layers, {init}{', batch norm' * (norm == 'batch')}":
            {"hidden": (128,) * depth, "init": init, "norm": norm}
            for norm in ("none", "batch") for depth in (2, 8) for init in ("he", "xavier", "random")}, "2 layers, he",
-          [Claim("R0, R1: He initialization instead of random", "2 layers, he", "2 layers, random"),
-           Claim("the same with eight hidden layers", "8 layers, he", "8 layers, random"),
-           Claim("the same with eight hidden layers and batch normalization", "8 layers, he, batch norm",
+          [Claim("Choice: He initialization instead of random", "2 layers, he", "2 layers, random"),
+           Claim("Choice: the same with eight hidden layers", "8 layers, he", "8 layers, random"),
+           Claim("Choice: the same with eight hidden layers and batch normalization", "8 layers, he, batch norm",
                  "8 layers, random, batch norm")],
           seeds=3, note="random: normal with standard deviation 0.01. Three seeds."),
     plain("optimizer", "Which optimizer trains an MLP best in 12 epochs?",
@@ -64,11 +61,11 @@ STUDIES = (
            "momentum": {"optimizer": "momentum", "learning_rates": (0.005, 0.02, 0.05)},
            "nesterov": {"optimizer": "nesterov", "learning_rates": (0.005, 0.02, 0.05)},
            "rmsprop": {"optimizer": "rmsprop"}, "adam": {}, "adamw": {"optimizer": "adamw", "weight_decay": 0.01}}, "adam",
-          [Claim("R3, R4: Adam instead of SGD", "adam", "sgd")], curves=True),
+          [Claim("Choice: SGD instead of Adam", "sgd", "adam")], curves=True),
     plain("schedule", "Which learning-rate schedule trains an MLP best in 12 epochs?",
           {name: {"schedule": name} for name in ("constant", "step", "exponential", "cosine", "linear", "plateau")}
           | {"linear, warm-up": {"schedule": "linear", "warmup": 0.2}}, "constant",
-          [Claim("R1: a learning rate that adapts during training", "plateau", "constant")]),
+          [Claim("Choice: a learning rate that adapts during training (plateau)", "plateau", "constant")]),
     plain("learning_rate_batch_size", "How do learning rate and batch size depend on each other?",
           vary(learning_rate=(0.0001, 0.0003, 0.001, 0.003, 0.01), batch_size=(32, 64, 128, 256, 512)), "0.001, 128",
           factors=("learning_rate", "batch_size"), seeds=3, learning_rates=(), note="Adam, 12 epochs each; three seeds."),
@@ -76,7 +73,7 @@ STUDIES = (
           {"softmax": {}, "softmax, smoothing 0.1": {"label_smoothing": 0.1},
            "sigmoid outputs": {"loss": "sigmoid"}, "sigmoid outputs, smoothing 0.1": {"loss": "sigmoid",
                                                                                      "label_smoothing": 0.1}}, "softmax",
-          [Claim("R4: sigmoid outputs, where the others use softmax", "sigmoid outputs", "softmax")]),
+          [Claim("Choice: sigmoid outputs instead of softmax", "sigmoid outputs", "softmax")]),
     plain("ema", "Does a moving average of the weights (EMA) help an MLP?",
           {f"{schedule}, {'EMA' if decay else 'no EMA'}": {"schedule": schedule, "ema_decay": decay}
            for schedule in ("constant", "cosine") for decay in (0.0, 0.999)}, "constant, no EMA"),

@@ -18,8 +18,8 @@ Each study changes one factor of a plain baseline. Validation chooses the learni
 seed; "(edge)" marks the lowest or highest of those to choose from. All variants share splits and seeds. Tables show
 mean ± standard deviation over the seeds. The test images choose nothing. Differences in test accuracy are tested against
 the baseline by paired t tests over the seeds, corrected within a study (Holm, level 0.05). With few seeds, small
-differences remain undetected: "not distinguishable" does not mean equal. R0 to R4 are similar projects, whose figures are
-single runs.
+differences remain undetected: "not distinguishable" does not mean equal. Below a study stands what similar projects report
+from single runs, or have chosen, and whether that holds here.
 """
 HEADS = "Does the NumPy MLP classify a CNN's features better than other classifiers do?"
 COLUMNS = ("variant", "learning rate", "validation", "test", "difference in points", "p", "verdict", "on training images",

@@ -25,6 +25,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+from studies import findings
 from studies.statistics import LEVEL, word_of
 from support import files, runs, settings
 
@@ -222,6 +223,11 @@ def difference(test):
     return f"difference {test['points']:+.2f} ± {test['points_std']:.2f} points, p = {test['p_holm']:.3g}"
 
 
+def found(results):
+    """What similar projects report or have chosen, and whether it holds here."""
+    return findings.lines(results)
+
+
 # ---- results/README.md
 
 
@@ -306,7 +312,7 @@ def heads_run(results):
     return f"The committed study has {len(study['seeds'])} seeds and ran on {machine(study)}.\n"
 
 
-TABLES = {builder.__name__: builder for builder in (main_output, models, mlp_help, accuracies, costs, reference_mlps,
+TABLES = {builder.__name__: builder for builder in (main_output, models, mlp_help, found, accuracies, costs, reference_mlps,
                                                     reference_cnns, heads, verdicts, chosen, heads_run)}  # fmt: skip
 
 

@@ -17,7 +17,7 @@ import data
 import experiments
 import hybrid_train
 import mlp_from_scratch
-from studies import heads, tables
+from studies import catalog, heads, tables
 from support import runs, settings
 
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "results/README.md", "results/studies/heads/README.md")
@@ -39,16 +39,25 @@ def results(folder):
 
 def parse(script, flags):
     flags = shlex.split(flags.replace("--resume", "--output-dir"))  # the former asks for a folder that exists
-    if script == "experiments":
-        script, *flags = flags
-        assert script in experiments.STUDIES
     return settings.parse(*MODULES[script], argv=flags)
 
 
+def parse_experiments(words):
+    """Parse the command line of experiments.py, whose studies and settings are checked as well."""
+    if words[:1] == ["heads"]:
+        return settings.parse(*MODULES["heads"], argv=words[1:])
+    if words[:1] and words[0] in experiments.COMMANDS:
+        return importlib.import_module(experiments.COMMANDS[words[0]])
+    options = experiments.make_parser().parse_intermixed_args(words)
+    if options.studies[:1] == ["sweep"]:
+        return catalog.sweep(options.studies[1:], options.vary, options.set, options.seeds)
+    return catalog.select(options.studies)
+
+
 def test_the_readme_is_short_and_in_order():
-    assert len(README.splitlines()) <= 140
+    assert len(README.splitlines()) <= 190
     assert re.findall(r"^## (.*)$", README, re.MULTILINE) == [
-        "Run it", "Results", "Does the NumPy MLP help?", "Use a trained model from Python", "How it works", "Scripts",
+        "Run it", "Results", "Does the NumPy MLP help?", "What we found", "Use a trained model from Python", "How it works", "Scripts",
         "Recipes", "Tests", "Data", "License and citation"]  # fmt: skip
     assert README.index("![") < README.index("## Run it")
     assert README.index("bin/python hybrid_train.py") < 1500
@@ -64,7 +73,9 @@ def test_one_line_is_the_test_line():
 
 @pytest.mark.parametrize(("script", "flags"), COMMANDS, ids=lambda value: value.strip())
 def test_every_command_parses(script, flags):
-    if script in MODULES or script == "experiments":
+    if script == "experiments":
+        parse_experiments(shlex.split(flags))
+    elif script in MODULES:
         parse(script, flags)
     else:
         assert callable(importlib.import_module(script).main)
@@ -172,7 +183,7 @@ def test_the_committed_results_are_of_real_runs_with_the_defaults(script):
     assert metrics["dataset"] == "Fashion-MNIST"
     assert (metrics["train_size"], metrics["val_size"], metrics["test_size"]) == (48_000, 12_000, 10_000)
     defaults = json.loads(json.dumps(vars(settings.load(*MODULES[script]))))
-    different = {name for name in defaults if metrics["settings"][name] != defaults[name]}
+    different = {name for name in defaults if metrics["settings"].get(name, defaults[name]) != defaults[name]}  # some are newer
     assert different <= {"output_dir", "data_dir", "seeds"}
     for name in ("curves.png", "confusion_matrix.png", "classification_report.png", "samples.png"):
         assert (ROOT / "results" / script / "seed_0" / name).stat().st_size > 10_000
@@ -184,7 +195,7 @@ def test_a_committed_command_makes_the_committed_settings(folder):
     metrics = results(folder)
     script, flags = re.fullmatch(r"python (\w+)\.py(.*)", metrics["command"]).groups()
     given = json.loads(json.dumps(vars(parse(script, flags))))
-    assert {name for name, value in given.items() if metrics["settings"][name] != value} <= {"data_dir"}
+    assert {name for name, value in given.items() if metrics["settings"].get(name, value) != value} <= {"data_dir"}
     assert given["output_dir"] == f"results/{folder}"
 
 
