@@ -114,7 +114,7 @@ def augment(x, flip, shift, generator, erase=0):
 
 
 def make_optimizer(parameters, s):
-    """The optimizer of the settings `s`."""
+    """The optimizer of the settings `s`. parameters: tensors, or groups with their own learning rates (torch.optim)."""
     if s.optimizer == "nesterov":
         return torch.optim.SGD(parameters, s.learning_rate, s.momentum, weight_decay=s.weight_decay, nesterov=True)
     optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[s.optimizer]
@@ -126,16 +126,17 @@ class Trainer(training.Trainer):
 
     On a CPU a resumed training is bit for bit one never interrupted, since the random numbers of an epoch depend on the
     seed and the epoch's number alone. dtype: precision of the convolutions. head: the model's classifier if it is a module
-    that updates itself in a method `step`, as hybrid_train.NumpyHead does. Under torchrun, each process takes a part of
-    every batch and batch normalization uses its part's statistics.
+    that updates itself in a method `step`, as hybrid_train.NumpyHead does. parameters: for make_optimizer, by default all
+    others. Under torchrun, each process takes a part of every batch and batch normalization uses its part's statistics.
     """
 
-    def __init__(self, model, s, num_images, dtype=torch.float32, head=None):
+    def __init__(self, model, s, num_images, dtype=torch.float32, head=None, parameters=None):
         super().__init__(s, math.ceil(num_images / s.batch_size))
         self.model, self.dtype, self.head, self.processes = model, dtype, head, Processes()
         self.network = torch.compile(model) if s.compile else self.processes.wrap(model)
         self.ema_model = AveragedModel(model, multi_avg_fn=self.update_ema, use_buffers=True)
-        self.optimizer = make_optimizer((model.backbone if head else model).parameters(), s)
+        self.optimizer = make_optimizer(parameters or (model.backbone if head else model).parameters(), s)
+        self.lr_factors = [group["lr"] / s.learning_rate for group in self.optimizer.param_groups]
         self.no_progress = True if self.processes.rank else None
         self.steps = 0  # done so far
 
@@ -153,7 +154,8 @@ class Trainer(training.Trainer):
             loss = F.cross_entropy(logits, y, label_smoothing=self.s.label_smoothing) * loss_scale  # loss
         self.optimizer.zero_grad()
         loss.backward()  # backward
-        self.optimizer.param_groups[0]["lr"] = lr  # adjust
+        for group, factor in zip(self.optimizer.param_groups, self.lr_factors, strict=True):
+            group["lr"] = lr * factor  # adjust
         self.optimizer.step()  # step
         if self.head:
             self.head.step(lr / self.s.learning_rate)
@@ -224,7 +226,7 @@ class Trainer(training.Trainer):
             raise ValueError(f"of a training with {metadata['world_size']} processes, not {self.processes.world_size}")
         self.model.load_state_dict(tensors["model"])
         self.ema_model.load_state_dict(tensors["ema_model"])
-        parameters, state = self.optimizer.param_groups[0]["params"], {}
+        parameters, state = [p for group in self.optimizer.param_groups for p in group["params"]], {}
         for name, value in tensors["optimizer"].items():
             number, name = name.split(".", 1)
             like = parameters[int(number)]
@@ -251,11 +253,8 @@ def dtype_name(dtype):
     return str(dtype).removeprefix("torch.")
 
 
-def make_trainer(images, s, model=None, head=None):
-    """The Trainer of a CNN with the settings `s`, on its device: new, or continuing `model`; `head` as for Trainer.
-
-    Raises settings.SettingError for a device that is not available.
-    """
+def make_trainer(images, s, model=None, head=None, parameters=None):
+    """The Trainer of `model` or a new CNN, on the device of `s`; others as for Trainer. Raises settings.SettingError."""
     device = pick_device(s.device)
     mean, std = data.mean_std(images.train.X)
     model = model or build(s, len(images.classes), mean, std, generator("cpu", s.seed))
@@ -265,16 +264,16 @@ def make_trainer(images, s, model=None, head=None):
     if device.type != "mps":
         model = model.to(memory_format=torch.channels_last)
     precision = Processes().same_everywhere(pick_precision(s.precision, model, device))
-    return Trainer(model, s, len(images.train.y), precision, head)
+    return Trainer(model, s, len(images.train.y), precision, head, parameters)
 
 
-def train(images, s, run, history_name="history.csv", model=None, head=None):
+def train(images, s, run, history_name="history.csv", model=None, head=None, trainer=None):
     """Train a CNN on images.train: (its moving average, history {column: [...]}). model, head: as for make_trainer.
 
-    With s.resume it continues from the checkpoint there. Raises settings.SettingError, and files.FileError where a GPU's
-    memory is too small or the checkpoint does not fit.
+    trainer: the one to use. With s.resume it continues from the checkpoint there. Raises settings.SettingError, and
+    files.FileError where a GPU's memory is too small or the checkpoint does not fit.
     """
-    trainer = make_trainer(images, s, model, head)
+    trainer = trainer or make_trainer(images, s, model, head)
     split = data.digest(images.train.indices, images.train.y)
     if s.resume:
         runs.load_checkpoint(trainer, s, split)

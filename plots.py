@@ -339,8 +339,9 @@ def curves_of_run(folder, metrics):
         if not histories:
             continue
         cnn, model = metrics["model"].split(" + ")[0], metrics["model"]
-        head = name == "history.csv" and (seeds[0] / "cnn_history.csv").exists()  # it is trained on plain features
-        network = f"NumPy MLP on the features of {cnn}" if head else cnn if name == "cnn_history.csv" else model
+        head = name == "history.csv" and s.get("training") == "frozen"  # it is trained on plain features
+        of_hybrid = head and (seeds[0] / "cnn_history.csv").exists()
+        network = f"NumPy MLP on the features of {cnn}" if of_hybrid else cnn if name == "cnn_history.csv" else model
         title = run_title(network, metrics["dataset"], s["seed"])
         title = title if seeds == [folder] else title.rsplit(",", 1)[0]  # without the seed
         augmented = bool(s["flip"] or s["shift"] or s["erase"]) and not head

@@ -78,7 +78,7 @@ def label(value):
 
 def modules_of(script):
     """The modules whose constants are a script's settings, itself first."""
-    below = ["cnn_feature_extraction"] if script in ("hybrid", "transfer") else []
+    below = ["cnn_feature_extraction"] if script == "hybrid" else []
     names = [SCRIPTS[script], *below, "data", "support.runs"]
     return [importlib.import_module(name) for name in names]
 

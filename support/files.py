@@ -193,7 +193,8 @@ def load_weights(path, kind=None):
 
 
 KINDS = {"mlp": "a NumPy MLP (weights.safetensors or head.safetensors)", "cnn": "a CNN (backbone.safetensors)",
-         "hybrid": "a hybrid (hybrid.safetensors)", "checkpoint": "a training checkpoint"}  # fmt: skip
+         "hybrid": "a hybrid (hybrid.safetensors)", "resnet18": "a ResNet18 (resnet18.safetensors)",
+         "checkpoint": "a training checkpoint"}  # fmt: skip
 
 
 @contextlib.contextmanager

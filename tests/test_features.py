@@ -75,6 +75,10 @@ def test_a_stale_or_damaged_cache_is_extracted_again(digits, tmp_path, capsys):
     features.cached_features(path, model, other_split)
     assert "was made from other data and split: extracting" in capsys.readouterr().out
 
+    features.cached_features(path, model, other_split, layer="another")
+    assert "was made from other layer: extracting" in capsys.readouterr().out
+    features.cached_features(path, model, other_split)
+
     with np.load(path) as file:
         content = dict(file)
     for change in ({"made_from": np.array("[]")}, {"X_val": None}):

@@ -11,8 +11,8 @@ from conftest import ROOT, environment
 ROOMS = ("numpy_nn", "torch_cnn", "support", "studies", "benchmarks")
 PATHS = sorted([*ROOT.glob("*.py"), *(path for room in ROOMS for path in (ROOT / room).glob("*.py"))])
 MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in PATHS}
-SCRIPTS = {"mlp_from_scratch", "cnn_feature_extraction", "hybrid_train", "experiments", "benchmark", "check_gradients",
-           "sklearn_mlp"}  # fmt: skip
+SCRIPTS = {"mlp_from_scratch", "cnn_feature_extraction", "hybrid_train", "transfer_learning", "experiments", "benchmark",
+           "check_gradients", "sklearn_mlp"}  # fmt: skip
 
 
 def imported(path, lazy=True):

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 
@@ -12,12 +13,13 @@ import cnn_feature_extraction
 import data
 import hybrid_train
 import mlp_from_scratch
+import transfer_learning
 from studies import heads
 from support import runs, settings
 
 MODULES = {
     "mlp_from_scratch": (mlp_from_scratch, data, runs), "cnn_feature_extraction": (cnn_feature_extraction, data, runs),
-    "hybrid_train": (hybrid_train, cnn_feature_extraction, data, runs),
+    "hybrid_train": (hybrid_train, cnn_feature_extraction, data, runs), "transfer_learning": (transfer_learning, data, runs),
 }  # fmt: skip
 EXAMPLE = '''"""Example."""
 BEFORE = 1
@@ -149,7 +151,7 @@ def test_help_shows_each_constant_with_its_comment(modules, capsys, monkeypatch)
         if isinstance(constant.default, bool):
             assert f"{constant.comment} (default: {constant.default})" in shown
         elif isinstance(constant.default, int | float):
-            assert f"{settings.flag(name)} {constant.default} " in shown
+            assert re.search(rf"{settings.flag(name)} {re.escape(str(constant.default))}\s", shown)
 
 
 @pytest.mark.parametrize("columns", [None, "80"])

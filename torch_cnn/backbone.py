@@ -33,6 +33,8 @@ class CNN(nn.Module):
     maps (or their means, with global_pool "average"), or the output of the last layer of `fc`.
     """
 
+    input_shape = (1, 28, 28)
+
     def __init__(self, channels, pool_after, norm="batch", classes=10, mean=0.0, std=1.0, generator=None, *,
                  kernel_sizes=(3,), padding=(), pool="max", global_pool="none", activation="relu",
                  block_order="pool_norm_activation", dropout=0.0, fc=(), fc_norm=False, fc_dropout=0.0, init="he",
@@ -156,25 +158,34 @@ def feature_map_sizes(channels, pool_after, kernel_sizes=(3,), padding=()):
 
 
 def layer_summary(model):
-    """[(layers, output shape, parameters, multiply-adds per image), ...]: a row for each convolution or linear layer."""
-    rows, x = [], torch.zeros(1, 1, 28, 28, device="meta")  # a tensor with a shape but no data
+    """[(layers, output shape, parameters, multiply-adds per image), ...]: a row for each convolution or linear layer.
+
+    A residual block is one row.
+    """
     model = copy.deepcopy(model).to("meta").eval()
-    classifier = [model.classifier] if isinstance(model.classifier, nn.Linear) else []  # or the NumPy MLP
-    for module in (*model.backbone, *classifier):
-        x = module(x)
-        name, parameters, multiply_adds = type(module).__name__, sum(p.numel() for p in module.parameters()), 0
+    rows, x = [], (torch.zeros(1, *model.input_shape, device="meta") - model.mean) / model.std  # a shape without data
+    classifier = {nn.Linear: [model.classifier], nn.Sequential: model.classifier}.get(type(model.classifier), [])
+    for module in (*model.backbone, *classifier):  # the classifier can also be the NumPy MLP
+        x, multiply_adds = count_multiply_adds(module, x)
+        name, parameters = type(module).__name__, sum(p.numel() for p in module.parameters())
         if isinstance(module, nn.Conv2d):
             name = f"Conv2d {module.kernel_size[0]} x {module.kernel_size[1]}"
-            multiply_adds = x.numel() * module.weight[0].numel()
-        elif isinstance(module, nn.Linear):
-            multiply_adds = module.weight.numel()
-        if multiply_adds:
+        if multiply_adds or not rows:
             rows.append([name, (), parameters, multiply_adds])
         else:
             rows[-1][0] += f", {name}"
             rows[-1][2] += parameters
         rows[-1][1] = tuple(x.shape[1:])
     return [tuple(row) for row in rows]
+
+
+def count_multiply_adds(module, x):
+    """(output of the module for one image x, multiply-adds of its convolutions and linear layers)."""
+    counts = []
+    for layer in module.modules():
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            layer.register_forward_hook(lambda layer, _, y: counts.append(y.numel() * layer.weight[0].numel()))
+    return module(x), sum(counts)
 
 
 def summary(model):
@@ -198,10 +209,10 @@ def numpy_state(module, prefix=""):
     return {prefix + name: value.cpu().contiguous().numpy() for name, value in module.state_dict().items()}
 
 
-def save(path, model, images, s):
-    """Write the network, its settings and what it was trained on as one safetensors file."""
-    metadata = {"model": "cnn", "settings": runs.training_settings(vars(s)), "compute": model.compute}
-    metadata |= {"dataset": images.name, "classes": images.classes}
+def save(path, model, images, s, kind="cnn", **metadata):
+    """Write the network, its settings, what it was trained on, and other metadata as one safetensors file."""
+    metadata = {"model": kind, "settings": runs.training_settings(vars(s)), "compute": model.compute,
+                "dataset": images.name, "classes": images.classes} | metadata  # fmt: skip
     files.save_weights(path, numpy_state(model), metadata)
 
 

@@ -23,7 +23,7 @@ def extract_features(model, X, dtype=torch.float32):
     """Flattened features (N, F), float32, of X (N, 1, 28, 28), in order, on its device. Leaves the model in eval mode."""
     model.eval()
     with torch.autocast(X.device.type, torch.bfloat16, enabled=dtype is torch.bfloat16):
-        return torch.cat([model.features(to_channels_last(x)).float() for x in X.split(500)])
+        return torch.cat([model.features(to_channels_last(x)).float() for x in X.split(getattr(model, "chunk_size", 500))])
 
 
 def extract_features_numpy(model, X):
@@ -47,15 +47,15 @@ def flip_tta_logits(model, images, logits):
     return {split: values + predict_logits(model, getattr(images, split).X[:, :, ::-1]) for split, values in logits.items()}
 
 
-def cached_features(path, model, images, fallback_path=None, save=True):
+def cached_features(path, model, images, fallback_path=None, save=True, layer="flatten"):
     """Features, labels and indices of all three splits, in dataset order, from the cache `path` if it is valid.
 
     Returns {"X_train": (N, F) float32, "y_train": (N,), "indices_train": (N,), ... _val ... _test}. The cache records the
-    weights, data and split it was made from; where they differ, features are extracted again and saved to fallback_path,
-    or `path`, and the reason is printed. Without `save`, no file is written.
+    weights, data and split it was made from, and `layer`, which says what the features are. Where they differ, features
+    are extracted again and saved to fallback_path, or `path`, and the reason is printed. Without `save`, no file is written.
     """
     weights = data.digest(*(value.cpu().numpy() for value in model.state_dict().values()))
-    made_from = {"weights": weights, "data and split": images.fingerprint(), "layer": "flatten", "format": 2}
+    made_from = {"weights": weights, "data and split": images.fingerprint(), "layer": layer, "format": 2}
     if path.exists():
         features, reason = load_cache(path, made_from, cache_layout(model, images))
         if features:
