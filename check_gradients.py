@@ -2,9 +2,10 @@
 
     python check_gradients.py
 
-checks every layer by itself, with random upstream gradients, and 360 whole networks: all combinations of norm, activation,
-dropout, loss, label smoothing and penalty. All in float64. It ends with the worst relative error of each layer's gradients;
-the exit code is 1 if one is above TOLERANCE. --all prints a row for each network, too.
+checks every layer by itself, with random upstream gradients, the temperature of temperature scaling, and 360 whole
+networks: all combinations of norm, activation, dropout, loss, label smoothing and penalty. All in float64. It ends with the
+worst relative error of each layer's gradients; the exit code is 1 if one is above TOLERANCE. --all prints a row for each
+network, too.
 """
 
 from support import entry
@@ -20,6 +21,7 @@ import numpy as np
 
 import mlp_from_scratch as mlp
 from numpy_nn import layers
+from numpy_nn.calibration import temperature_loss
 from support import settings
 
 # ---- settings: edit here, or override any of them on the command line (--seed 5) ----
@@ -151,6 +153,26 @@ class LossCase:
         return {"x": torch.autograd.grad(torch_loss(self.name, x, self.y, self.smoothing), x)[0].numpy()}
 
 
+class TemperatureCase:
+    """The loss of random logits at a random temperature T (1,); its derivative in three ways, as LayerCase has them."""
+
+    def __init__(self, name, rng):
+        self.name, self.logits, self.y = name, 3 * rng.standard_normal((N, 4)), rng.integers(0, 4, N)
+        self.T = rng.uniform(0.5, 3, 1)
+
+    def analytic(self):
+        return {"T": np.array([temperature_loss(self.T[0], self.logits, self.y, self.name)[1]])}
+
+    def differences(self):
+        return {"T": central_differences(lambda: temperature_loss(self.T[0], self.logits, self.y, self.name)[0], self.T)}
+
+    def autograd(self):
+        import torch
+
+        T = torch.tensor(self.T, requires_grad=True)
+        return {"T": torch.autograd.grad(torch_loss(self.name, torch.tensor(self.logits) / T, self.y, 0.0), T)[0].numpy()}
+
+
 class GradientCase:
     """A whole network with a loss; the gradient of the loss in three ways, as one vector (parameters, then input)."""
 
@@ -204,14 +226,15 @@ def has_torch():
 
 
 def worst_by_layer(seed=SEED):
-    """The worst relative errors of each layer's gradients, over REPEATS random cases, and of the losses' dlogits.
+    """The worst relative errors of each layer's gradients, over REPEATS random cases, of the losses' dlogits, and of T.
 
-    {layer: {"W", "b", "gamma", "beta" or "x": (error against central differences, against autograd or None)}}.
+    {layer: {"W", "b", "gamma", "beta", "x" or "T": (error against central differences, against autograd or None)}}.
     """
     rng, results = np.random.default_rng(seed), {}
     losses = itertools.product(layers.LOSSES, (0.0, 0.1))
     cases = [(name, LayerCase(name, rng)) for name in LAYERS for _ in range(REPEATS)]
     cases += [("cross-entropy", LossCase(*choice, rng)) for choice in losses for _ in range(REPEATS)]
+    cases += [("temperature", TemperatureCase(name, rng)) for name in layers.LOSSES for _ in range(REPEATS)]
     for name, case in cases:
         errors, gradients, differences = results.setdefault(name, {}), case.analytic(), case.differences()
         autograd = case.autograd() if has_torch() else {}
@@ -249,7 +272,7 @@ def run(s):
     print(f"{len(errors)} networks, worst relative error {max(errors):.1e}: "
           + (f"{wrong} above {s.tolerance:g}" if wrong else f"all below {s.tolerance:g}"))  # fmt: skip
 
-    arrays = ("W", "b", "gamma", "beta", "x")
+    arrays = ("W", "b", "gamma", "beta", "x", "T")
     print("\nworst relative error by layer, against " + ("central differences and autograd" if has_torch() else
                                                          "central differences (torch is not installed)"))  # fmt: skip
     print(f"{'gradient of':<14}" + "".join(f"{array:>10}" for array in arrays))

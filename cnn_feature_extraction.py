@@ -365,11 +365,10 @@ def run(s, images=None, on_epoch=None):
         model, history = train(images, s, run)
         if world_size > 1:
             dist.destroy_process_group()
-        features = {}
-        if s.save_weights:
-            save(run.path / "backbone.safetensors", model, images, s)
-            features = cached_features(run.path / "features.npz", model, images)
+        features = cached_features(run.path / "features.npz", model, images) if s.save_weights else {}
         logits = evaluate(model, images, features)
+        if s.save_weights:
+            save(run.path / "backbone.safetensors", model, images, s, **training.for_prediction(images, logits["val"]))
         tta_logits = flip_tta_logits(model, images, logits) if s.flip and s.tta == "flip" else None
         title = plots.run_title(model.name, images.name, s.seed)
         figures = {"curves.png": training_curves(history, s, title)} if s.figures else {}

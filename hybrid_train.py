@@ -28,11 +28,12 @@ import cnn_feature_extraction as cnn
 import data
 import mlp_from_scratch as mlp
 import plots
+from numpy_nn.calibration import fit_temperature
 from numpy_nn.optimizers import OPTIMIZERS
 from support import files, runs, settings, training
 from torch_cnn import backbone
 from torch_cnn.devices import init_distributed, pick_device
-from torch_cnn.features import cached_features, flip_tta_logits
+from torch_cnn.features import cached_features, flip_tta_logits, predict_logits
 
 # ---- settings: edit here, or override any of them on the command line (--head-epochs 5) ----
 # -- hybrid
@@ -120,12 +121,12 @@ class NumpyHead(nn.Module):
         self.mlp.params[:] = self.params.cpu().numpy()
 
 
-def save(path, model, images, s):
-    """Write the whole hybrid, a CNN whose classifier is a NumpyHead, as one safetensors file."""
+def save(path, model, images, s, logits):
+    """Write the whole hybrid, a CNN whose classifier is a NumpyHead, as one safetensors file; logits: of validation."""
     head = model.classifier
     metadata = {"model": "hybrid", "head": head.mlp.config, "feature_mean": head.mean, "feature_std": head.std,
                 "dataset": images.name, "classes": images.classes, "fingerprint": images.fingerprint(),
-                "settings": vars(s)}  # fmt: skip
+                "settings": vars(s), **training.for_prediction(images, logits)}  # fmt: skip
     files.save_weights(path, backbone.numpy_state(model), metadata)
 
 
@@ -300,7 +301,8 @@ def run_frozen(images, s, model):
         if model is None:
             model, cnn_history = cnn.train(images, s, run, "cnn_history.csv")
             if s.save_weights:
-                backbone.save(run.path / "backbone.safetensors", model, images, s)
+                extras = training.for_prediction(images, predict_logits(model, images.val.X))
+                backbone.save(run.path / "backbone.safetensors", model, images, s, **extras)
             cnn_title = plots.run_title(model.name, images.name, s.seed)
             run.save({"cnn_curves.png": cnn.training_curves(cnn_history, s, cnn_title)} if s.figures else {})
         cnn_logits = cnn.evaluate(model, images) if s.feature_layer else None  # before its last layers are removed
@@ -309,13 +311,13 @@ def run_frozen(images, s, model):
 
         head, history = train_head(features, images.classes, s, run)
         metadata = {"dataset": images.name, "classes": images.classes, "mean": head.mean, "std": head.std,
-                    "split_seed": s.split_seed, "val_fraction": s.val_fraction}  # fmt: skip
-        if s.save_weights:
-            mlp.save(run.path / "head.safetensors", head.mlp, metadata)
+                    "split_seed": s.split_seed, "val_fraction": s.val_fraction, "input": "features"}  # fmt: skip
         logits = {split: head.mlp.predict_logits(features[f"X_{split}"]) for split in ("val", "test")}
         model.classifier = head.to(model.mean.device).eval()
         if s.save_weights:
-            save(run.path / "hybrid.safetensors", model, images, s)
+            metadata["temperature"] = fit_temperature(logits["val"], images.val.y)
+            mlp.save(run.path / "head.safetensors", head.mlp, metadata)
+            save(run.path / "hybrid.safetensors", model, images, s, logits["val"])
 
         title = plots.run_title(f"{model.name} + NumPy MLP {head.mlp.name}", images.name, s.seed)
         predictions = {"CNN": cnn_logits["test"], "CNN features + NumPy MLP": logits["test"]}
@@ -346,9 +348,9 @@ def run_joint(images, s, model):
     with runs.Run("hybrid_train", s) as run:
         with single_blas_thread():
             model, history = cnn.train(images, s, run, "history.csv", model, head)
-        if s.save_weights:
-            save(run.path / "hybrid.safetensors", model, images, s)
         logits = cnn.evaluate(model, images)
+        if s.save_weights:
+            save(run.path / "hybrid.safetensors", model, images, s, logits["val"])
         title = plots.run_title(f"{model.name} + NumPy MLP {head.mlp.name}", images.name, s.seed)
         return close(run, images, s, model, title, f"{model.name} + NumPy MLP {head.mlp.name}, trained jointly", logits,
                      {"curves.png": cnn.training_curves(history, s, title)} if s.figures else {})  # fmt: skip

@@ -374,9 +374,10 @@ def run(s, images=None, on_epoch=None):
                     (X_eval, images.train.y[: len(X_eval)]))  # fmt: skip
         metadata = {"dataset": images.name, "classes": images.classes}
         metadata |= {"mean": np.asarray(mean).tolist(), "std": np.asarray(std).tolist()}
-        if s.save_weights:
-            save(run.path / "weights.safetensors", model, metadata)
         logits, tta_logits = {"val": model.predict_logits(X_val), "test": model.predict_logits(X_test)}, None
+        if s.save_weights:
+            metadata |= training.for_prediction(images, logits["val"], s.loss)
+            save(run.path / "weights.safetensors", model, metadata)
         if s.flip and s.tta == "flip":
             mirrored = {name: data.standardize(getattr(images, name).X[:, :, ::-1], mean, std) for name in logits}
             tta_logits = {name: logits[name] + model.predict_logits(X) for name, X in mirrored.items()}

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from numpy_nn.calibration import recalibrated
 from support import files
 
 RIGHT, WRONG, TRAIN, VAL, GREY = "#0072B2", "#D55E00", "#1f77b4", "#d1603d", "#666666"  # right, wrong: Okabe and Ito
@@ -167,8 +168,13 @@ def samples(X, y, probabilities, classes, title, rows=5):
     return fig
 
 
-def evaluation(X, y, probabilities, classes, title):
-    """{file name: Figure or text}: the evaluation of any classifier on its test images. Shapes as for `samples`."""
+def evaluation(X, y, probabilities, classes, title, calibrated=None):
+    """{file name: Figure or text}: the evaluation of any classifier on its test images. Shapes as for `samples`.
+
+    calibrated: the probabilities after temperature scaling, for the figures of calibration alone.
+    """
+    from numpy_nn.calibration_figures import rejection, reliability  # which is above this module: only here
+
     predicted = probabilities.argmax(axis=1)
     return {
         "confusion_matrix.png": confusion_matrix(y, predicted, classes, title),
@@ -176,7 +182,8 @@ def evaluation(X, y, probabilities, classes, title):
         "classification_report.txt": report_text(y, predicted, classes),
         "samples.png": samples(X, y, probabilities, classes, title),
         "mistakes.png": mistakes(X, y, probabilities, classes, title),
-        "reliability.png": reliability(y, probabilities, title),
+        "reliability.png": reliability(y, probabilities, title, calibrated),
+        "rejection.png": rejection(y, probabilities if calibrated is None else calibrated, title),
     }
 
 
@@ -268,38 +275,6 @@ def mistakes(X, y, probabilities, classes, title, content="Wrong predictions wit
     return fig
 
 
-def calibration(y, probabilities, bins=15):
-    """(edges (bins + 1,), counts, mean confidence, accuracy of each bin of confidence, expected calibration error).
-
-    The error is the mean over all images of |accuracy - confidence| of their bin (Guo et al. 2017, eq. 3). probabilities
-    (N, classes), y (N,).
-    """
-    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == y
-    edges = np.linspace(0, 1, bins + 1)
-    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)  # bins are open below and closed above
-    counts = np.bincount(place, minlength=bins)
-    mean, accuracy = (np.bincount(place, values, bins) / np.maximum(counts, 1) for values in (confidence, right))
-    return edges, counts, mean, accuracy, float(np.sum(counts * np.abs(accuracy - mean)) / len(y))
-
-
-def reliability(y, probabilities, title):
-    """Accuracy against confidence: the reliability diagram, and the number of images in each bin of confidence."""
-    edges, counts, mean, accuracy, error = calibration(y, probabilities)
-    content = f"Reliability: expected calibration error {100 * error:.2f} %"
-    fig, axes = figure(f"{content}\n{title}", 6.4, 6.4, nrows=2, sharex=True, height_ratios=(3, 1))
-    (upper,), (lower,) = axes
-    some, width = counts > 0, edges[1]
-    upper.bar(edges[:-1][some], accuracy[some], width, align="edge", color=TRAIN, edgecolor="white", label="accuracy")
-    upper.plot(mean[some], accuracy[some], "o", color="black", markersize=3, label="at the bin's mean confidence")
-    upper.plot([0, 1], [0, 1], "--", color=VAL, label="accuracy = confidence")
-    upper.set(ylabel="accuracy", ylim=(0, 1.02), xlim=(0, 1))
-    upper.legend(frameon=False, fontsize=9, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-    lower.bar(edges[:-1], counts, width, align="edge", color=GREY, edgecolor="white")
-    lower.set(xlabel="confidence: the probability of the predicted class", ylabel="images")
-    lower.set_yscale("symlog", linthresh=10)
-    return fig
-
-
 def image_grid(ax, pictures, columns, **options):
     """Pictures (N, height, width) side by side on one axes, `columns` in a row; returns what imshow does.
 
@@ -367,7 +342,10 @@ def redraw(folder, images=None):
         images = images or saved.images_of_run(metrics)
         probabilities = saved.test_probabilities(folder, metrics, images)
         title = run_title(metrics["model"], images.name, s["seed"])
-        figures |= evaluation(images.test.X, images.test.y, probabilities, images.classes, title)
+        after = None
+        if "temperature" in metrics:
+            after = recalibrated(probabilities, metrics["temperature"], s.get("loss", "softmax"))
+        figures |= evaluation(images.test.X, images.test.y, probabilities, images.classes, title, after)
     return figures
 
 

@@ -175,8 +175,8 @@ def gradient_check(seed=0):
     layers = check_gradients.worst_by_layer(seed)
     fig, axes = figure("Gradient check: worst relative error of each hand-written gradient\nNumPy layers in float64, random "
                        f"upstream gradients, {check_gradients.REPEATS} cases per layer", 9, 5.2)  # fmt: skip
-    ax, marks = axes[0, 0], {"W": "s", "b": "^", "gamma": "D", "beta": "v", "x": "o"}
-    shifts = {"W": -0.25, "b": 0.25, "gamma": -0.25, "beta": 0.25, "x": 0}
+    ax, marks = axes[0, 0], {"W": "s", "b": "^", "gamma": "D", "beta": "v", "x": "o", "T": "P"}
+    shifts = {"W": -0.25, "b": 0.25, "gamma": -0.25, "beta": 0.25, "x": 0, "T": 0}
     for row, errors in enumerate(layers.values()):
         for array, pair in errors.items():
             for error, color in zip(pair, (WRONG, RIGHT), strict=True):

@@ -10,7 +10,9 @@ import numpy as np
 from tqdm import tqdm
 
 import plots
+from numpy_nn.calibration import calibrated, calibration, fit_temperature
 from numpy_nn.layers import LOSSES
+from pictures import ood
 from support import runs
 
 TRAIN_EVAL_SIZE = 5_000  # training images whose loss and accuracy in eval mode stand beside those of validation
@@ -115,19 +117,30 @@ def report(run, images, title, row, logits, tta_logits=None, *, loss="softmax", 
     s = run.settings
     loss_function, to_probabilities = LOSSES[loss]
     y, probabilities = images.test.y, to_probabilities(logits["test"].astype(np.float64))
+    temperature = fit_temperature(logits["val"], images.val.y, loss)
+    after = calibrated(logits["test"], temperature, loss)
     if s["figures"]:
-        run.save((curves or {}) | plots.evaluation(images.test.X, y, probabilities, images.classes, title))
+        run.save((curves or {}) | plots.evaluation(images.test.X, y, probabilities, images.classes, title, after))
     if s["save_weights"]:
         run.save({"test_probabilities.npy": probabilities.astype(np.float16)})
     results = {f"{split}_accuracy": accuracy(values, getattr(images, split).y) for split, values in logits.items()}
     table = (other_rows or {}) | {row: (results["val_accuracy"], results["test_accuracy"])}
-    results |= {"test_loss": loss_function(logits["test"], y)[0], "test_ece": plots.calibration(y, probabilities)[-1]}
+    results |= {"test_loss": loss_function(logits["test"], y)[0], "test_ece": calibration(y, probabilities)[-1],
+                "temperature": temperature, "test_ece_calibrated": calibration(y, after)[-1]}
     if tta_logits:
         tta = {f"{split}_accuracy_flip_tta": accuracy(values, getattr(images, split).y)
                for split, values in tta_logits.items()}  # fmt: skip
         table["  with flip test-time augmentation (TTA)"] = tuple(tta.values())
         results |= tta
     return run.finish(table, dataset=images.name, **images.sizes, **results, **metrics)
+
+
+def for_prediction(images, logits, loss="softmax"):
+    """What predict.py needs besides a network, for the metadata of its weights file: temperature, loss, and ood.fit's dict.
+
+    logits (N, classes): of the validation images.
+    """
+    return {"temperature": fit_temperature(logits, images.val.y, loss), "loss": loss, "ood": ood.fit(images)}
 
 
 def accuracy(logits, y):

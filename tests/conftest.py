@@ -15,6 +15,7 @@ import pytest
 import data
 import mlp_from_scratch
 import report
+from pictures import ood
 from support import files, runs, settings, training
 
 ROOT = Path(__file__).parent.parent
@@ -24,9 +25,10 @@ NOWHERE = "http://127.0.0.1:9"  # the discard port: a proxy there refuses every 
 # What every script writes, and what its metrics.json contains at least
 FILES = {"settings.json", "history.csv", "metrics.json", "test_probabilities.npy", "checkpoint.safetensors", "curves.png",
          "confusion_matrix.png", "classification_report.png", "classification_report.txt", "samples.png", "mistakes.png",
-         "reliability.png"}  # fmt: skip
+         "reliability.png", "rejection.png"}  # fmt: skip
 KEYS = {"dataset", "model", "train_size", "val_size", "test_size", "val_accuracy", "test_accuracy", "test_loss", "test_ece",
-        "parameters", "seconds", "settings", "command", "versions", "machine"}  # fmt: skip
+        "test_ece_calibrated", "temperature", "parameters", "seconds", "settings", "command", "versions",
+        "machine"}  # fmt: skip
 TTA_KEYS = {"val_accuracy_flip_tta", "test_accuracy_flip_tta"}
 
 
@@ -131,6 +133,16 @@ def assert_reported(folder, y):
             ece += inside.mean() * abs(correct[inside].mean() - confidence[inside].mean())
     assert metrics["test_ece"] == pytest.approx(ece, abs=0.01)
     return metrics
+
+
+def assert_calibrated(path, metrics):
+    """The weights file has what predict.py needs: the temperature of metrics.json and a detector."""
+    metadata = files.load_weights(path)[1]
+    assert metadata["temperature"] == metrics["temperature"]
+    assert metadata["loss"] == metrics["settings"].get("loss", "softmax")
+    assert 0.1 < metrics["temperature"] < 10
+    assert 0 <= metrics["test_ece_calibrated"] < 0.2
+    assert ood.Detector(metadata["ood"]).threshold > 0
 
 
 def crowded_texts(figure):

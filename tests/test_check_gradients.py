@@ -36,11 +36,11 @@ def test_all_gradients_are_right(seed):
     assert worst(seed) < 1e-7
     results = check_gradients.worst_by_layer(seed)
     names = {kind.__name__ for kind in layers.ACTIVATIONS.values()} | {"Linear", "Dropout", "BatchNorm", "LayerNorm"}
-    assert results.keys() == names | {"cross-entropy"}
+    assert results.keys() == names | {"cross-entropy", "temperature"}
     assert results["Linear"].keys() == {"W", "b", "x"}
     assert results["BatchNorm"].keys() == results["LayerNorm"].keys() == {"gamma", "beta", "x"}
     for arrays in results.values():
-        assert "x" in arrays
+        assert arrays.keys() & {"x", "T"}
         for differences, autograd in arrays.values():
             assert 0 < differences < 1e-7
             assert 0 <= autograd < 1e-13
@@ -57,9 +57,9 @@ def test_the_script_covers_everything_and_ends_with_a_table_by_layer(capsys):
     for name in (*layers.ACTIVATIONS, *layers.NORMS, *layers.LOSSES, "L1", "L2"):
         assert re.search(rf"(^|\s){name}\s", networks, re.MULTILINE), name
     _, header, *rows = table.splitlines()
-    assert header.split() == ["gradient", "of", "W", "b", "gamma", "beta", "x"]
-    assert len(rows) == 10
-    assert [len(row.split()) - 1 for row in rows] == [3, 1, 1, 1, 1, 1, 1, 3, 3, 1]
+    assert header.split() == ["gradient", "of", "W", "b", "gamma", "beta", "x", "T"]
+    assert len(rows) == 11
+    assert [len(row.split()) - 1 for row in rows] == [3, 1, 1, 1, 1, 1, 1, 3, 3, 1, 1]
     assert all(float(error) < 1e-7 for row in rows for error in row.split()[1:])
 
 
@@ -164,4 +164,14 @@ def test_a_fault_in_the_loss_is_found_and_located(change, monkeypatch):
 
     monkeypatch.setitem(layers.LOSSES, "softmax", (wrong, layers.softmax))
     assert not worst() < 1e-7
-    assert wrong_layers() == {"cross-entropy": {"x"}}
+    assert wrong_layers() == {"cross-entropy": {"x"}, "temperature": {"T"}}  # which is made of the loss's gradient
+
+
+@pytest.mark.parametrize("change", [lambda T, dT: -dT, lambda T, dT: dT * T, lambda T, dT: dT * T**2])
+def test_a_fault_in_the_temperatures_gradient_is_found(change, monkeypatch):
+    def wrong(T, *arguments, right=check_gradients.temperature_loss):
+        loss, dT = right(T, *arguments)
+        return loss, change(T, dT)
+
+    monkeypatch.setattr(check_gradients, "temperature_loss", wrong)
+    assert wrong_layers() == {"temperature": {"T"}}

@@ -14,6 +14,7 @@ from conftest import (
     KEYS,
     ROOT,
     TTA_KEYS,
+    assert_calibrated,
     assert_reported,
     assert_same_weights,
     command,
@@ -53,6 +54,7 @@ def test_files_and_metrics(finished):
     assert lines[-1] == "out"
     assert {path.name for path in folder.iterdir()} == FILES | {"backbone.safetensors", "features.npz"} | FIGURES
     assert set(metrics) >= KEYS | TTA_KEYS | {"device", "precision"}
+    assert_calibrated(folder / "backbone.safetensors", metrics)
     assert metrics["dataset"] == "digits (subset)"
     assert metrics["features"] == 16 * 7 * 7
     assert metrics["test_accuracy"] > 0.5

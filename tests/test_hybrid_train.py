@@ -15,6 +15,7 @@ from conftest import (
     KEYS,
     ROOT,
     TTA_KEYS,
+    assert_calibrated,
     assert_reported,
     command,
     environment,
@@ -66,6 +67,9 @@ def test_files_and_metrics(frozen):
     assert {path.name for path in folder.iterdir()} == FILES | others
     metrics = read_metrics(folder)
     assert set(metrics) >= KEYS | TTA_KEYS | {"cnn_test_accuracy", "cnn_val_accuracy", "device", "precision"}
+    assert_calibrated(folder / "hybrid.safetensors", metrics)
+    temperatures = [files.load_weights(folder / f"{name}.safetensors")[1]["temperature"] for name in ("head", "backbone")]
+    assert temperatures[0] == metrics["temperature"] != temperatures[1]
     assert lines[-1] == str(folder)
     for name in ("test_accuracy", "cnn_test_accuracy", "val_accuracy", "cnn_val_accuracy", *TTA_KEYS):
         assert any(f"{metrics[name]:.2%}" in line for line in lines), name

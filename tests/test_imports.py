@@ -8,11 +8,11 @@ import sys
 import pytest
 from conftest import ROOT, environment
 
-ROOMS = ("numpy_nn", "torch_cnn", "support", "studies", "benchmarks")
+ROOMS = ("numpy_nn", "torch_cnn", "pictures", "support", "studies", "benchmarks")
 PATHS = sorted([*ROOT.glob("*.py"), *(path for room in ROOMS for path in (ROOT / room).glob("*.py"))])
 MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in PATHS}
 SCRIPTS = {"mlp_from_scratch", "cnn_feature_extraction", "hybrid_train", "transfer_learning", "experiments", "benchmark",
-           "check_gradients", "sklearn_mlp"}  # fmt: skip
+           "check_gradients", "sklearn_mlp", "predict"}  # fmt: skip
 
 
 def imported(path, lazy=True):
@@ -35,6 +35,7 @@ def test_imports_make_no_circle():
 @pytest.mark.parametrize(("room", "forbidden"), [
     ("numpy_nn", SCRIPTS | {"torch", "torchvision", "torch_cnn", "studies", "benchmarks"}),
     ("support", SCRIPTS | {"torch_cnn", "studies", "benchmarks"}),
+    ("pictures", SCRIPTS | {"torch", "torchvision", "torch_cnn", "studies", "benchmarks"}),
     ("torch_cnn", SCRIPTS | {"studies", "benchmarks", "numpy_nn.layers"}),
 ])  # fmt: skip
 def test_a_room_does_not_import_what_is_above_it(room, forbidden):

@@ -10,6 +10,7 @@ from conftest import (
     FILES,
     KEYS,
     TTA_KEYS,
+    assert_calibrated,
     assert_reported,
     assert_same_weights,
     command,
@@ -45,6 +46,7 @@ def test_files_and_metrics(finished):
     assert lines[-1] == "run"
     assert {path.name for path in folder.iterdir()} == OWN_FILES
     assert set(metrics) >= KEYS | TTA_KEYS
+    assert_calibrated(folder / "weights.safetensors", metrics)
     assert metrics["parameters"] == 784 * 64 + 64 + 64 * 16 + 16 + 16 * 10 + 10
     assert metrics["settings"]["hidden"] == [64, 16]
     for name in ("val_accuracy", "test_accuracy", *TTA_KEYS):

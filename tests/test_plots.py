@@ -10,6 +10,7 @@ from conftest import ROOT, command, crowded_texts, environment, one_line
 
 import numpy_nn.figures
 import plots
+from numpy_nn.calibration import calibration
 
 CLASSES = tuple("abc")
 Y = np.array([0, 0, 0, 0, 1, 1, 2])
@@ -106,7 +107,7 @@ def test_recalls_of_several_seeds():
 def test_evaluation_makes_each_file(tmp_path):
     evaluation = plots.evaluation(IMAGES, Y, PROBABILITIES, CLASSES, "title")
     assert set(evaluation) == {"confusion_matrix.png", "classification_report.png", "classification_report.txt",
-                               "samples.png", "mistakes.png", "reliability.png"}  # fmt: skip
+                               "samples.png", "mistakes.png", "reliability.png", "rejection.png"}  # fmt: skip
     evaluation["samples.png"].savefig(tmp_path / "samples.png")
     assert (tmp_path / "samples.png").read_bytes()[:4] == b"\x89PNG"
 
@@ -125,13 +126,13 @@ def test_calibration_by_hand():
     confidence_of_0 = np.array([0.9, 0.95, 0.9, 0.6, 0.55])  # in the first three; of class 1 in the others
     first = np.where(np.arange(5) < 3, confidence_of_0, 1 - confidence_of_0)
     probabilities = np.stack([first, 1 - first], axis=1)
-    edges, counts, confidence, accuracy, error = plots.calibration(y, probabilities, bins=2)
+    edges, counts, confidence, accuracy, error = calibration(y, probabilities, bins=2)
     assert edges.tolist() == [0, 0.5, 1]
     assert counts.tolist() == [0, 5]
     assert accuracy[1] == pytest.approx(0.8)
     assert confidence[1] == pytest.approx(0.78)
     assert error == pytest.approx(0.02)
-    *_, error = plots.calibration(y, probabilities, bins=10)  # (0.5, 0.6]: 2 of 2 at 0.575; (0.8, 0.9]: 1 of 2; (0.9, 1]: 1
+    *_, error = calibration(y, probabilities, bins=10)  # (0.5, 0.6]: 2 of 2 at 0.575; (0.8, 0.9]: 1 of 2; (0.9, 1]: 1
     assert error == pytest.approx((2 * (1 - 0.575) + 2 * (0.9 - 0.5) + (1 - 0.95)) / 5)
 
 
@@ -173,7 +174,7 @@ def test_image_grid():
 def figures_of_a_run():
     y, probabilities = real_probabilities()
     X = np.random.default_rng(1).random((len(y), 28, 28))
-    evaluation = plots.evaluation(X, y, probabilities, NAMES, TITLE)
+    evaluation = plots.evaluation(X, y, probabilities, NAMES, TITLE, probabilities**2)
     del evaluation["classification_report.txt"]
     layers = ["hidden 1", "hidden 2", "output"]
     values = {"epoch": [1, 2], "dead": [[0.5, 0.1]] * 2, "gradient_norm": [[1, 2, 3]] * 2, "update_ratio": [[1, 2, 3]] * 2}
@@ -196,8 +197,8 @@ def run_figures():
 
 
 @pytest.mark.parametrize("name", ["confusion_matrix.png", "classification_report.png", "samples.png", "mistakes.png",
-                                  "reliability.png", "curves", "recall", "recall of two", "learning_rate", "first_layer",
-                                  "monitor", "distributions"])  # fmt: skip
+                                  "reliability.png", "rejection.png", "curves", "recall", "recall of two", "learning_rate",
+                                  "first_layer", "monitor", "distributions"])  # fmt: skip
 def test_a_figure_is_readable(name, run_figures):
     figure = run_figures[name]
     assert figure.get_size_inches()[0] <= 9
@@ -239,7 +240,7 @@ def digits_runs(tmp_path_factory):
 def test_finished_runs_are_redrawn_without_training(digits_runs, capsys):
     seed = digits_runs / "seed_0"
     drawn = ("curves.png", "samples.png", "mistakes.png", "confusion_matrix.png", "reliability.png",
-             "classification_report.txt")  # fmt: skip
+             "rejection.png", "classification_report.txt")  # fmt: skip
     before = (seed / "classification_report.txt").read_text()
     for name in drawn:
         (seed / name).write_bytes(b"")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-import plots
+from numpy_nn.calibration_figures import reliability
 from support import files, runs
 
 ROW = dict(zip(runs.COLUMNS, (1, 0.5, 0.8, 0.55, 0.75, 0.6, 0.7, 1e-3, 2.0), strict=True))
@@ -127,7 +127,7 @@ def test_a_new_run_releases_what_the_last_ones_figures_held(tmp_path):
         features = np.zeros(5)
         with runs.Run("test", SimpleNamespace(output_dir=str(tmp_path / "first"))) as run:
             p = np.random.default_rng(0).dirichlet(np.ones(3), 50)
-            run.save({"reliability.png": plots.reliability(p.argmax(axis=1), p, "title")})
+            run.save({"reliability.png": reliability(p.argmax(axis=1), p, "title")})
         return weakref.ref(features)
 
     gc.disable()  # else it may come at any time, or too late
