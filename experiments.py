@@ -39,7 +39,7 @@ def make_parser():
     add("--fixed-learning-rate", action="store_true",
         help="use one learning rate for all variants instead of choosing each variant's on validation")
     add("--quick", action="store_true",
-        help="smoke test: 2 seeds, 1 epoch, one learning rate, a subset; numbers are not representative")
+        help="smoke test: at most 2 seeds, 1 epoch, one learning rate, a subset; numbers are not representative")
     add("--dataset", default="", metavar="NAME", help="as in the scripts; digits needs no download")
     add("--vary", nargs="+", action="append", default=[], metavar=("NAME", "VALUE"),
         help="sweep: a setting of the script and its values; those of several layers are joined, as in 256-128")

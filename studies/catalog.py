@@ -129,7 +129,7 @@ def run(studies, folder, store, options, num_jobs):
     overrides = {"dataset": options.dataset} if options.dataset else {}
     overrides |= {"quick": True} if options.quick else {}
     runner = Runner(store, overrides=overrides)
-    changes = Options(options.seeds or 2 * options.quick, options.epochs or 1 * options.quick,
+    changes = Options(options.seeds, options.epochs or 1 * options.quick, 2 if options.quick else 1000,
                       not (options.fixed_learning_rate or options.quick))  # fmt: skip
     comparisons = [Comparison(study, runner, changes, command_of(study, options)) for study in studies]  # checks settings
     folder.mkdir(parents=True, exist_ok=True)

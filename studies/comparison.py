@@ -25,6 +25,7 @@ class Options:
 
     seeds: int = 0  # 0: the study's own
     epochs: int = 0  # 0: the study's own
+    most_seeds: int = 1000  # of the study's own
     tune: bool = True  # each variant's learning rate is chosen on validation; otherwise all have the middle one
 
 
@@ -54,7 +55,7 @@ def variants_of(study, options):
             rates = (None,)
         elif not options.tune:
             rates = (rates[len(rates) // 2],)
-        num_seeds = options.seeds or min(study.seeds, given.get("seeds", study.seeds))
+        num_seeds = options.seeds or min(options.most_seeds, study.seeds, given.get("seeds", study.seeds))
         variants.append(Variant(label, script, changes, rates, range(num_seeds), given.get("group", ""),
                                 given.get("from_backbone", False)))  # fmt: skip
     return variants
@@ -229,7 +230,8 @@ def verdict(study, results, tests):
     tests, clauses = [test for test in tests if test["against"] == study.baseline], []
     for word, link in LINKS.items():
         group = [test for test in tests if word_of(test) == word]
-        named = [f"{name[test['variant']]} ({test['points']:+.2f})" for test in group]
+        named = [f"{name[label] if len(study.factors) == 2 or number == 0 else label} ({test['points']:+.2f})"
+                 for number, test in enumerate(group) for label in [test["variant"]]]  # fmt: skip
         subject = f"{len(group)} of {len(tests)} variants" if len(tests) >= MANY else ", ".join(named)
         if group:
             clauses.append(f"{subject} {'is' if len(group) == 1 else 'are'} {link} {name[study.baseline]}")
@@ -246,7 +248,7 @@ def spoken(study, label):
     factors, values = [factor.replace("_", " ") for factor in study.factors], label.split(", ")
     if len(factors) == len(values):
         return ", ".join(map(" ".join, zip(factors, values, strict=True)))
-    return f"{study.name.replace('_', ' ')} {label}" if re.fullmatch(r"[\d.e-]+", label) else label
+    return f"{study.name.replace('_', ' ')} {label}" if re.fullmatch(r"\d[\d.e-]*", label) else label
 
 
 def percent(result, name):

@@ -31,15 +31,16 @@ def write(folder, comparison, rows):
     try:
         folder.mkdir(parents=True, exist_ok=True)
         files.write_text(folder / "runs.csv", text.getvalue())
-        files.write_text(folder / "summary.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
-        save_figure(folder, summary)
+        save(folder, summary)
     except OSError as error:
         raise files.FileError(f"{folder}: cannot be written ({error.strerror}); the runs are kept, and the same command "
                               "writes it again") from None  # fmt: skip
     return summary
 
 
-def save_figure(folder, summary):
+def save(folder, summary):
+    """Write summary.json and the figure."""
+    files.write_text(folder / "summary.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
     with files.atomic_write(Path(folder, f"{summary['name']}.png")) as temporary:
         draw(summary).savefig(temporary, format="png")
 
@@ -85,9 +86,11 @@ def dots(summary, results, title):
     panels = [height, 3.2] if summary["curves"] else [height]
     fig, axes = figure(title, 9, 1.5 + 1.15 * sum(panels), nrows=len(panels), height_ratios=panels)
     ax = axes[0, 0]
-    best = max(accuracies(result).max() for result in results.values())
-    low = max(best - RANGE, min(accuracies(result).min() for result in results.values()))
-    margin = 0.04 * max(best - low, 0.1)
+    ends = [(values.mean() - interval(values), *values, values.mean() + interval(values))
+            for values in map(accuracies, results.values())]  # fmt: skip
+    high = max(map(max, ends))
+    low = max(high - RANGE, min(map(min, ends)))
+    margin = 0.04 * max(high - low, 0.1)
     for row, result in enumerate(variants.values()):
         beside = {"fontsize": 9, "va": "center", "transform": ax.get_yaxis_transform()}
         if "by_seed" not in result:
@@ -104,9 +107,10 @@ def dots(summary, results, title):
     if "by_seed" in variants[summary["baseline"]]:
         ax.axvline(accuracies(variants[summary["baseline"]]).mean(), color=GREY, linewidth=0.8, linestyle=":", zorder=0)
     ax.set_yticks(range(len(names)), names, fontsize=9)
-    ax.set(xlim=(low - margin, best + margin), ylim=(len(names) - 0.5, -0.5))
-    shown = ("" if summary["seeds"] == 1 else ": seeds, mean") + ", 95 % interval" * (summary["seeds"] > 2)
-    ax.set_xlabel(f"test accuracy (%){shown}", fontsize=9)
+    ax.set(xlim=(low - margin, high + margin), ylim=(len(names) - 0.5, -0.5))
+    words = [": seeds, mean" * (summary["seeds"] > 1) + ", 95 % interval" * (summary["seeds"] > 2)]
+    words += ["; triangle: lower"] if any(values.mean() < low for values in map(accuracies, results.values())) else []
+    ax.set_xlabel("".join(["test accuracy (%)", *words, "; dotted: baseline"]), fontsize=9)
     ax.grid(axis="x", alpha=0.25)
     if summary["curves"]:
         curves(axes[1, 0], results)
@@ -115,14 +119,15 @@ def dots(summary, results, title):
 
 def curves(ax, results):
     """Validation accuracy by epoch, the mean over the seeds."""
-    for number, (name, result) in enumerate(results.items()):
-        values = 100 * np.array(result["val_accuracy_by_epoch"])
-        ax.plot(np.arange(1, len(values) + 1), values, label=textwrap.fill(name, 30), linewidth=1.6,
-                color=SERIES[number % len(SERIES)], linestyle=("-", "--", ":", "-.")[number // len(SERIES) % 4],
-                marker="o" if len(values) == 1 else None)  # fmt: skip
     best = 100 * max(max(result["val_accuracy_by_epoch"]) for result in results.values())
     worst = 100 * min(result["val_accuracy_by_epoch"][-1] for result in results.values())
     low = max(worst - 3, best - 2 * RANGE)
+    for number, (name, result) in enumerate(results.items()):
+        values = 100 * np.array(result["val_accuracy_by_epoch"])
+        name += " (lower)" if values.max() < low else ""
+        ax.plot(np.arange(1, len(values) + 1), values, label=textwrap.fill(name, 30), linewidth=1.6,
+                color=SERIES[number % len(SERIES)], linestyle=("-", "--", ":", "-.")[number // len(SERIES) % 4],
+                marker="o" if len(values) == 1 else None)  # fmt: skip
     ax.set_ylim(low, best + 0.05 * (best - low))
     ax.set_xlabel("epoch", fontsize=9)
     ax.set_ylabel("validation accuracy (%)", fontsize=9)
@@ -147,8 +152,8 @@ def heat_map(summary, results, title):
             grid[places[name]] = 100 * result["test_accuracy"]
             texts[places[name]] = f"{100 * result['test_accuracy']:.2f}"
     width = max(0.95, 0.1 * max(map(len, second)))
-    fig, axes = figure(f"{title}, frame: best on validation", min(9, max(5, 2.6 + width * len(second))),
-                       2.2 + 0.5 * len(first))  # fmt: skip
+    fig, axes = figure(f"{title}\nframe: best on validation", min(9, max(5, 2.6 + width * len(second))),
+                       2.4 + 0.5 * len(first))  # fmt: skip
     ax = axes[0, 0]
     low = max(np.nanmin(grid), np.nanmax(grid) - RANGE)  # a few very poor pairs would hide the differences of the others
     image = ax.imshow(grid, cmap="viridis", aspect="auto", vmin=low, vmax=np.nanmax(grid))

@@ -1,12 +1,22 @@
-"""README.md of the studies: for each the question, table, figure, verdict and claims, made from the summary.json files."""
+"""README.md of the studies: for each the question, table, figure, verdict and claims, made from the summary.json files.
 
-if __name__ == "__main__":
-    raise SystemExit("studies/readme.py is a module, not a script: experiments.py uses it")
+    python -m studies.readme runs/studies    # makes the verdicts, figures and README.md anew from them, without training
+"""
 
+if __name__ == "__main__" and not __package__:
+    raise SystemExit("studies/readme.py: run it as python -m studies.readme FOLDER, in the repository's folder")
+
+from support import entry
+
+if __name__ == "__main__":  # before the slow imports: Ctrl-C
+    entry.prepare()
+
+import argparse
 import json
 import textwrap
+from pathlib import Path
 
-from studies.comparison import percent
+from studies.comparison import percent, verdict
 from studies.statistics import word_of
 from support import files
 
@@ -163,3 +173,23 @@ def terminal_text(summary):
             lines.append(f"{name}, {result['failed']} of {summary['seeds']} seeds: {result['message']}")
     lines += textwrap.wrap(summary["verdict"], 118)
     return "\n".join(lines + [claim_line(claim).replace("**", "") for claim in summary["claims"] if claim["verdict"]])
+
+
+def main(argv=None):
+    from studies import catalog, output  # which import this module
+
+    parser = argparse.ArgumentParser("python -m studies.readme", allow_abbrev=False,
+                                     description="Make verdicts, figures and README.md of finished studies anew.")
+    parser.add_argument("folder", type=Path, help="folder of the studies, such as runs/studies")
+    folder = parser.parse_args(argv).folder
+    for path in paths(folder, catalog.STUDIES):
+        summary, _ = read(path)
+        if summary["name"] in catalog.STUDIES:
+            summary["verdict"] = verdict(catalog.STUDIES[summary["name"]], summary["variants"], summary["tests"])
+        output.save(path.parent, summary)
+        print(path.parent)
+    files.write_text(folder / "README.md", contents(folder, catalog.STUDIES))
+
+
+if __name__ == "__main__":
+    entry.cli(main)

@@ -3,7 +3,8 @@
     python -m studies.tables            writes the tables into the files
     python -m studies.tables --check    changes nothing; exits with 1 if a file differs from what would be written
 
-A table is the text between a line `<!-- table: NAME -->` and a line `<!-- end -->`, where NAME is one of TABLES.
+results/studies/README.md is written as a whole, from the summary.json files. Elsewhere, a table is the text between a
+line `<!-- table: NAME -->` and a line `<!-- end -->`, where NAME is one of TABLES.
 """
 
 if __name__ == "__main__" and not __package__:
@@ -332,6 +333,10 @@ def contents(root=ROOT):
     texts = {root / name: fill((root / name).read_text(encoding="utf-8"), root / "results") for name in FILES}
     if root == ROOT and importlib.util.find_spec("studies.tables_benchmark"):
         texts[root / "results/benchmark/README.md"] = importlib.import_module("studies.tables_benchmark").benchmark_readme()
+    if any((root / "results/studies").glob("*/summary.json")):
+        from studies import catalog, readme
+
+        texts[root / "results/studies/README.md"] = readme.contents(root / "results/studies", catalog.STUDIES)
     return texts
 
 

@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import pickle
+import re
 import signal
 import threading
 import time
@@ -12,7 +14,7 @@ from tqdm import tqdm
 
 from studies.execute import RUNNING, execute
 from studies.versions import code_digest
-from support import files
+from support import files, settings
 
 DIED = {"error": "its process died, perhaps for lack of memory"}
 
@@ -32,7 +34,8 @@ class Processes:
         waiting = {job.key: job for job in jobs}
         while waiting:
             try:
-                for key, row in parallel(list(waiting.values()), folder, self.number, initializer=start_process):
+                calls = [(keyed, (job, str(folder)), {}) for job in waiting.values()]
+                for key, row in parallel(calls, self.number, initializer=start_process):
                     del waiting[key]
                     yield key, row
             except BrokenProcessPool:
@@ -48,10 +51,13 @@ class Processes:
 class DaskWorkers:
     """The workers of the Dask scheduler at an address. They see the files of this machine at the same paths.
 
-    Raises files.FileError where there is no scheduler, and for workers that would give other results.
+    Raises settings.SettingError for what is no address, and files.FileError where there is no scheduler, and for workers
+    that would give other results.
     """
 
     def __init__(self, address):
+        if not re.fullmatch(r"(\w+://)?\S+:\d+/?", address):
+            raise settings.SettingError(f"--dask {address}: expected the address of a scheduler, as in tcp://127.0.0.1:8786")
         try:
             from distributed import Client
         except ImportError:
@@ -88,24 +94,33 @@ class DaskWorkers:
         import joblib
 
         with joblib.parallel_config(backend=dask_backend(self.client)):
-            yield from parallel(jobs, folder, -1)
+            calls = [(remote_call(), (job.key, pickle.dumps((job, str(folder)))), {}) for job in jobs]
+            yield from parallel(calls, -1)
 
     def close(self):
         self.client.close()
 
 
 def dask_backend(client):
-    """joblib's Dask backend, but with a row for a run whose worker has died: joblib would wait for it forever."""
+    """joblib's Dask backend, with two changes.
+
+    A run whose worker has died gets a row, where joblib would wait for it forever. A single worker is used, where joblib
+    would run everything in this process.
+    """
     from joblib._dask import DaskDistributedBackend
 
     class Backend(DaskDistributedBackend):
+        def effective_n_jobs(self, n_jobs):
+            return max(2, super().effective_n_jobs(n_jobs))
+
         def submit(self, func, callback=None):
             future = super().submit(func, callback)
-            ((_, (job, _), _),) = func.items
+            ((_, (key, _), _),) = func.items
 
             def on_end(ended):
-                if ended.exception():
-                    callback([(job.key, DIED)])
+                if error := ended.exception():
+                    died = type(error).__name__ == "KilledWorker"
+                    callback([(key, DIED if died else {"error": f"{type(error).__name__}: {error}".splitlines()[0]})])
 
             future.add_done_callback(on_end)
             return future
@@ -113,13 +128,26 @@ def dask_backend(client):
     return Backend(client=client)
 
 
-def parallel(jobs, folder, number, **options):
-    """Yield (key, row) of the jobs, which joblib executes in `number` processes, in the order in which they end."""
+def remote_call():
+    """A function that the scheduler can read without this project, of which only the workers have a copy."""
+
+    def call(key, pickled):
+        import pickle
+
+        from studies.workers import keyed
+
+        return keyed(*pickle.loads(pickled))
+
+    return call  # a function inside another is sent as code, not as a name
+
+
+def parallel(calls, number, **options):
+    """Yield the results of calls (function, arguments, {}), which joblib makes in `number` processes, as they end."""
     import joblib
 
     pool = joblib.Parallel(number, return_as="generator_unordered", batch_size=1, pre_dispatch="n_jobs", max_nbytes=None,
                            **options)  # fmt: skip
-    with contextlib.closing(pool(joblib.delayed(keyed)(job, str(folder)) for job in jobs)) as results:
+    with contextlib.closing(pool(calls)) as results:
         yield from results
 
 

@@ -52,6 +52,15 @@ def digits():
 
 
 @pytest.fixture
+def no_data(monkeypatch):
+    """The runs of studies are planned without a dataset and without a measurement of the precision."""
+    from studies import runner
+
+    monkeypatch.setattr(runner.Runner, "dataset", lambda self, s: ("digest", 6_000 if s.quick else 48_000))
+    monkeypatch.setattr(runner, "choose_precision", lambda: {"device": "cpu", "precision": "float32"})
+
+
+@pytest.fixture
 def run_script(tmp_path):
     """run_script("mlp_from_scratch", "--epochs", 1): the finished process, run in an empty folder and with no network."""
 
