@@ -30,6 +30,7 @@ import data
 import plots
 from numpy_nn.optimizers import lr_at
 from support import files, runs, settings, training
+from support.small_data import with_batch_size, with_suitable_batch_size
 from torch_cnn.backbone import build, feature_map_sizes, numpy_state, save, summary, to_channels_last
 from torch_cnn.devices import Processes, generator, init_distributed, pick_device, pick_precision
 from torch_cnn.features import cached_features, classifier_logits, extract_features, flip_tta_logits, predict_logits
@@ -71,8 +72,8 @@ FC_DROPOUT = 0.0  # dropout probability in the fully connected layers; only with
 LABEL_SMOOTHING = 0.1  # fraction of each label that is spread over all classes, in [0, 1)
 # -- augmentation
 FLIP = True  # mirror each training image with probability 0.5; redrawn in every epoch
-SHIFT = 1  # random shift of training images, in pixels; redrawn in every epoch; in [0, 27]
-ERASE = 0  # side of a square of noise in half of the training images, in pixels; redrawn in every epoch; in [0, 28]
+SHIFT = 1  # random shift of training images, in pixels; redrawn in every epoch; in [0, 1023]
+ERASE = 0  # side of a square of noise in half of the training images, in pixels; redrawn in every epoch; in [0, 1024]
 TTA = "flip"  # test-time augmentation: add the logits of the mirrored image; only with --flip: {none, flip}
 # -- run
 RECIPE = "default"  # plain is a small baseline, three convolutions and Adam, nothing else: {default, plain}
@@ -257,7 +258,7 @@ def make_trainer(images, s, model=None, head=None, parameters=None):
     """The Trainer of `model` or a new CNN, on the device of `s`; others as for Trainer. Raises settings.SettingError."""
     device = pick_device(s.device)
     mean, std = data.mean_std(images.train.X)
-    model = model or build(s, len(images.classes), mean, std, generator("cpu", s.seed))
+    model = model or build(s, len(images.classes), mean, std, generator("cpu", s.seed), images.image_shape)
     if head:
         model.classifier = head
     model = model.to(device)
@@ -296,20 +297,19 @@ def train(images, s, run, history_name="history.csv", model=None, head=None, tra
     return trainer.ema_model.module, trainer.history
 
 
-def check_settings(s):
-    """Raise settings.SettingError, before any data is read, for an impossible network or an unavailable device."""
-    if len(s.kernel_sizes) not in (1, len(s.channels)):
-        raise settings.SettingError(f"--kernel-sizes: {len(s.kernel_sizes)} for {len(s.channels)} convolutions; give one "
-                                    "for each, or one for all")  # fmt: skip
-    if len(s.padding) not in (0, 1, len(s.channels)):
-        raise settings.SettingError(f"--padding: {len(s.padding)} for {len(s.channels)} convolutions; give one for each, "
-                                    "one for all, or none")  # fmt: skip
+def check_settings(s, image_shape=None):
+    """Raise settings.SettingError for a network that is impossible, for images of this shape if known, or no such device."""
+    image_shape = image_shape or data.known_shape(s)
+    for name, fewest in (("kernel_sizes", 1), ("padding", 0)):
+        if len(values := getattr(s, name)) not in (fewest, 1, len(s.channels)):
+            raise settings.SettingError(f"{settings.flag(name)}: {len(values)} for {len(s.channels)} convolutions; give one "
+                                        f"for each{', or one for all' if fewest else ', one for all, or none'}")  # fmt: skip
     try:
-        size = feature_map_sizes(s.channels, s.pool_after, s.kernel_sizes, s.padding)[-1]
+        size = feature_map_sizes(s.channels, s.pool_after, s.kernel_sizes, s.padding, image_shape or (2**30, 2**30))[-1]
     except ValueError as error:
         raise settings.SettingError("--" + str(error).replace("_", "-", 1)) from None
     batch_norm, (_, world_size) = s.norm == "batch", init_distributed()
-    if batch_norm and s.batch_size == 1 and size == 1:
+    if batch_norm and s.batch_size == 1 and size == (1, 1):
         raise settings.SettingError("--batch-size 1: batch normalization of 1 x 1 maps needs 2 images or more")
     if world_size > 1 and s.batch_size < world_size * (1 + batch_norm):
         raise settings.SettingError(f"--batch-size {s.batch_size}: {world_size} processes need at least "
@@ -325,10 +325,7 @@ def check_settings(s):
 
 def quick_settings(s):
     """The settings of --quick: fewer epochs; smaller batches and a lower learning rate, so that there are enough steps."""
-    batch_size = min(s.batch_size, 64)
-    changes = {"epochs": min(s.epochs, 4), "batch_size": batch_size}
-    changes["learning_rate"] = s.learning_rate * batch_size / s.batch_size  # the linear scaling rule (Goyal et al. 2017)
-    return SimpleNamespace(**vars(s) | changes)
+    return SimpleNamespace(**vars(with_batch_size(s, min(s.batch_size, 64))) | {"epochs": min(s.epochs, 4)})
 
 
 def load_images(s):
@@ -356,7 +353,10 @@ def run(s, images=None, on_epoch=None):
     images: the dataset, if it is already loaded. on_epoch: called with each epoch's row of the history.
     """
     check_settings(s)
-    images = images or load_images(s)
+    if images is None:
+        images = load_images(s)
+        s = with_suitable_batch_size(s, images, BATCH_SIZE, LEARNING_RATE)
+    check_settings(s, images.image_shape)
     s = quick_settings(s) if s.quick else s
     rank, world_size = init_distributed()
     if rank:

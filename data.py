@@ -1,4 +1,4 @@
-"""Fashion-MNIST as verified NumPy arrays: found, checked, downloaded if need be, and split once for every script.
+"""Fashion-MNIST, or data of one's own, as verified NumPy arrays: found, checked, and split once for every script.
 
     python data.py       finds or downloads the dataset, checks it, and prints what it holds
 """
@@ -17,28 +17,36 @@ from pathlib import Path
 
 import numpy as np
 
-from support.dataset_files import DataError, Offline, locate, read, remedy
+from support import own_data, pictures
+from support.dataset_files import DataError, Incomplete, Offline, find, locate, read, read_torchvision, remedy
 from support.files import digest
+from support.own_data import NAMED
 
 # ---- settings: edit here, or override on the command line (--data-dir DIR) ----
 # -- data
-DATASET = "fashion-mnist"  # dataset; digits is scikit-learn's, 1,797 images that need no download: {fashion-mnist, digits}
+DATASET = "fashion-mnist"  # dataset; digits, of scikit-learn, needs no download. PATH is a folder with a subfolder of
+                           # pictures for each class, or with IDX files; or an .npz or CSV file:
+                           # {fashion-mnist, mnist, kmnist, digits, PATH}
+IMAGE_SIZE: tuple = ()  # scale images to this height and width, in pixels; a single number is for both; empty keeps their
+                        # size, except that pictures of several sizes or above 64 become 28 x 28; in [2, 1024]
 DATA_DIR = "data"  # folder of the dataset's files, downloaded if missing; default: $FASHION_MNIST_DIR if set
 OFFLINE_FALLBACK = True  # if there are no files and no network, use the digits and say so, instead of an error
-VAL_FRACTION = 0.2  # fraction of the 60,000 training images in the validation split, in [0.01, 0.9]
+VAL_FRACTION = 0.2  # fraction of the training images (60,000) in the validation split, in [0.01, 0.9]
 SPLIT_SEED = 0  # seed of the split into training and validation images, in [0, 2147483647]
 TRAIN_SIZE = 0  # train on a subset of this many images, with equal class proportions; 0 uses all; in [0, 10000000]
 LABEL_NOISE = 0.0  # fraction of the training labels that are replaced by another class, drawn at random; in [0, 1)
 # ----
 
+DIGITS = tuple("0123456789")
+KUZUSHIJI = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
 CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 
 
 @dataclass(frozen=True)
 class Split:
-    X: np.ndarray  # (N, 28, 28) float32 in [0, 1]
-    y: np.ndarray  # (N,) int64, 0 to 9
-    indices: np.ndarray  # (N,) int64, increasing: position of each image in its file
+    X: np.ndarray  # (N, 28, 28), or another height and width, float32 in [0, 1]
+    y: np.ndarray  # (N,) int64, 0 to 9, or to another number of classes - 1
+    indices: np.ndarray  # (N,) int64, increasing: position of each image in its file, or of its path in alphabetical order
 
 
 @dataclass(frozen=True)
@@ -54,51 +62,73 @@ class Dataset:
         """{"train_size": N, "val_size": N, "test_size": N}"""
         return {f"{split}_size": len(getattr(self, split).y) for split in ("train", "val", "test")}
 
+    @property
+    def image_shape(self):
+        """(height, width)"""
+        return self.train.X.shape[1:]
+
     def fingerprint(self):
         """Hexadecimal digest of all images, labels and indices: equal only for the same data in the same split."""
         return digest(*(array for split in (self.train, self.val, self.test) for array in (split.X, split.y, split.indices)))
 
 
+def known_shape(s):
+    """The (height, width) of the images by the settings `s` alone; None for data of one's own, which must be read."""
+    given = vars(s)
+    return by_two(given.get("image_size", ())) or ((28, 28) if given.get("dataset", DATASET) in NAMED else None)
+
+
+def by_two(image_size):
+    """IMAGE_SIZE as (height, width), or () for none."""
+    return tuple(image_size) * 2 if len(image_size) == 1 else tuple(image_size)
+
+
 def load_for(s):
-    """The Dataset of a script's settings `s`."""
-    names = ("dataset", "data_dir", "offline_fallback", "split_seed", "quick", "val_fraction", "train_size", "label_noise")
-    return load(**{name: getattr(s, name) for name in names})
+    """The Dataset of a script's settings `s`. Raises DataError, or settings.SettingError for impossible augmentation."""
+    from support import settings  # here, so that importing data stays light
+
+    names = ("dataset", "data_dir", "offline_fallback", "split_seed", "quick", "val_fraction", "train_size", "label_noise",
+             "image_size")  # fmt: skip
+    images = load(**{name: getattr(s, name) for name in names})
+    settings.check_augmentation(s, images.image_shape)
+    return images
 
 
 def load(dataset=None, data_dir=None, offline_fallback=None, split_seed=None, quick=False, val_fraction=None, train_size=0,
-         label_noise=0.0):  # fmt: skip
+         label_noise=0.0, image_size=None):  # fmt: skip
     """Fashion-MNIST as a Dataset: 48,000 / 12,000 / 10,000 images for training, validation and test, by default.
 
     None stands for the constant of that name above, and for $FASHION_MNIST_DIR where it is set. Looks in `data_dir`, then
-    downloads. If both fail, scikit-learn's digits replace it and a line on stderr says so, unless `offline_fallback` is
-    False. `quick` keeps a stratified subset: 6,000 / 1,500 / 2,000. `train_size` and `label_noise` change the training
-    split alone. Raises DataError.
+    downloads. If both fail and `data_dir` is the default and empty, scikit-learn's digits replace it and a line on stderr
+    says so, unless `offline_fallback` is False. `quick` keeps a stratified subset: 6,000 / 1,500 / 2,000. `train_size` and
+    `label_noise` change the training split alone. For a `dataset` that is a path, see support/own_data.py. Raises DataError.
     """
     dataset = DATASET if dataset is None else dataset
     data_dir = os.environ.get("FASHION_MNIST_DIR") or DATA_DIR if data_dir is None else data_dir
     offline_fallback = OFFLINE_FALLBACK if offline_fallback is None else offline_fallback
     split_seed = SPLIT_SEED if split_seed is None else split_seed
     val_fraction = VAL_FRACTION if val_fraction is None else val_fraction
-    name, classes = "Fashion-MNIST", CLASSES
+    image_size = IMAGE_SIZE if image_size is None else image_size
+    if len(image_size) > 2:
+        raise DataError(f"--image-size {' '.join(map(str, image_size))}: expected height and width, or one number for both")
+    size = by_two(image_size)
     folder = Path(os.path.expanduser(os.path.expandvars(data_dir)))
     if folder.exists() and not folder.is_dir():
         raise DataError(f"--data-dir {folder}: is a file; name the folder that it is in")
-    try:
-        arrays = digits() if dataset == "digits" else read(locate(folder))
-    except Offline as reason:
-        if not offline_fallback:
-            raise DataError(f"{reason}. {remedy(folder)}") from None
-        print(f"NOT FASHION-MNIST: {reason}. Using scikit-learn's 8 x 8 digits instead, so that everything runs; "
-              f"the numbers say nothing about Fashion-MNIST. {remedy(folder)}.", file=sys.stderr)  # fmt: skip
-        arrays, name = digits(), "digits, in place of Fashion-MNIST"
-    if dataset == "digits":
-        name = "digits"
-    if name != "Fashion-MNIST":
-        classes = tuple("0123456789")
-    (X, y), (X_test, y_test) = arrays["train"], arrays["test"]
-    order = content_order(X)  # Kaggle's rows are shuffled: this makes the split independent of the file format
-    num_val = round(len(y) * val_fraction)
-    train, val = (np.sort(order[indices]) for indices in stratified_split(y[order], num_val, split_seed))
+    if dataset in NAMED:
+        arrays, classes, name = read_named(dataset, folder, offline_fallback and is_default(data_dir, folder))
+        (X, y), (X_test, y_test) = arrays["train"], arrays["test"]
+        order = content_order(X)  # Kaggle's rows are shuffled: this makes the split independent of the file format
+        num_val = round(len(y) * val_fraction)
+        train, val = (np.sort(order[indices]) for indices in stratified_split(y[order], num_val, split_seed))
+        if size:
+            X, X_test = pictures.resize(X, size), pictures.resize(X_test, size)
+            name += f", {size[0]} x {size[1]} pixels"
+    else:
+        arrays, classes, name = own_data.read(dataset, size)
+        (X, y), (X_test, y_test) = arrays["train"], arrays["test"]
+        train, val = own_data.content_split(X, y, val_fraction, split_seed)
+        own_data.report_copies(name, X[train], X[val], X_test)
     test = np.arange(len(y_test))
     if quick:
         name += " (subset)"
@@ -111,6 +141,39 @@ def load(dataset=None, data_dir=None, offline_fallback=None, split_seed=None, qu
         train = train[stratified_split(y[train], train_size, split_seed)[1]]
     y_train = with_label_noise(y, label_noise, len(classes), split_seed) if label_noise else y
     return Dataset(name, classes, make_split(X, y_train, train), make_split(X, y, val), make_split(X_test, y_test, test))
+
+
+def read_named(dataset, folder, fallback):
+    """(arrays as `read` returns them, classes, name) of one of NAMED, or of the digits in its place. Raises DataError."""
+    if dataset == "digits":
+        return digits(), DIGITS, "digits"
+    if dataset != "fashion-mnist":
+        return read_torchvision(folder, dataset.upper()), DIGITS if dataset == "mnist" else KUZUSHIJI, dataset.upper()
+    if form := foreign(folder):
+        raise DataError(f"--data-dir {folder}: contains {form}, but not Fashion-MNIST; to use them: --dataset {folder}")
+    try:
+        return read(locate(folder)), CLASSES, "Fashion-MNIST"
+    except Offline as reason:
+        if not fallback:
+            raise DataError(f"{reason}. {remedy(folder)}") from None
+        print(f"NOT FASHION-MNIST: {reason}. Using scikit-learn's 8 x 8 digits instead, so that everything runs; "
+              f"the numbers say nothing about Fashion-MNIST. {remedy(folder)}.", file=sys.stderr)  # fmt: skip
+        return digits(), DIGITS, "digits, in place of Fashion-MNIST"
+
+
+def foreign(folder):
+    """What the folder contains in place of Fashion-MNIST, as `own_data.form` says it; "" for nothing."""
+    try:
+        return "" if not folder.is_dir() or find(folder) else own_data.form(folder)
+    except Incomplete:  # a part of Fashion-MNIST is here
+        return ""
+
+
+def is_default(data_dir, folder):
+    """Whether nobody has named this folder, and nothing is in it but what torchvision downloads."""
+    unnamed = data_dir in (DATA_DIR, "$FASHION_MNIST_DIR", os.environ.get("FASHION_MNIST_DIR"))
+    usual = ("FashionMNIST", "MNIST", "KMNIST")
+    return unnamed and not (folder.is_dir() and any(p.name[0] != "." and p.name not in usual for p in folder.iterdir()))
 
 
 def make_split(X, y, indices):
@@ -234,7 +297,7 @@ def main(argv=None):
     print(f"training pixels: mean {mean:.4f}, standard deviation {std:.4f}; fingerprint {images.fingerprint()}")
     for label, name in enumerate(images.classes):
         counts = "".join(f"{(split.y == label).sum():8,}" for split in (images.train, images.val, images.test))
-        print(f"{label} {name:<12}{counts}")
+        print(f"{label:<{len(str(len(images.classes) - 1))}} {name:<12}{counts}")
 
 
 if __name__ == "__main__":

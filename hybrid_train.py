@@ -31,6 +31,7 @@ import plots
 from numpy_nn.calibration import fit_temperature
 from numpy_nn.optimizers import OPTIMIZERS
 from support import files, runs, settings, training
+from support.small_data import suitable_batch_size, with_suitable_batch_size
 from torch_cnn import backbone
 from torch_cnn.devices import init_distributed, pick_device
 from torch_cnn.features import cached_features, flip_tta_logits, predict_logits
@@ -125,15 +126,16 @@ def save(path, model, images, s, logits):
     """Write the whole hybrid, a CNN whose classifier is a NumpyHead, as one safetensors file; logits: of validation."""
     head = model.classifier
     metadata = {"model": "hybrid", "head": head.mlp.config, "feature_mean": head.mean, "feature_std": head.std,
-                "dataset": images.name, "classes": images.classes, "fingerprint": images.fingerprint(),
-                "settings": vars(s), **training.for_prediction(images, logits)}  # fmt: skip
+                "dataset": images.name, "classes": images.classes, "image_shape": images.image_shape,
+                "fingerprint": images.fingerprint(), "settings": vars(s), **training.for_prediction(images, logits)}  # fmt: skip
     files.save_weights(path, backbone.numpy_state(model), metadata)
 
 
 def restore(path):
     """(the CNN with its NumpyHead, on the CPU in eval mode, metadata) of a file that `save` wrote. Raises files.FileError.
 
-    The model takes images (N, 1, 28, 28) in [0, 1] and returns logits (N, classes), in the order of metadata["classes"].
+    The model takes images (N, 1, *metadata["image_shape"]) in [0, 1] and returns logits (N, classes), in the order of
+    metadata["classes"].
     """
     tensors, metadata = files.load_weights(path, "hybrid")
     with files.checked_format(path):
@@ -143,8 +145,9 @@ def restore(path):
         model, s = backbone.build_empty(metadata), metadata["settings"]
         (n_in, *_, n_out), number = network.config["sizes"], s.get("feature_layer", 0)
         backbone.cut_after(model, number)
-        cut = 0 < number < len(s["channels"])
-        num_features = backbone.num_features_after(number, **s) if cut else model.classifier.in_features
+        num_features = model.classifier.in_features
+        if 0 < number < len(s["channels"]):
+            num_features = backbone.num_features_after(number, image_shape=model.input_shape[1:], **s)
         if (n_in, n_out) != (num_features, len(metadata["classes"])):
             raise ValueError(f"an MLP {network.name} for {num_features} features and {len(metadata['classes'])} classes")
         model.classifier = NumpyHead(network, 0.0, float(metadata["feature_mean"]), float(metadata["feature_std"]))
@@ -179,7 +182,7 @@ def train_head(features, classes, s, run):
 
 def new_head(images, s):
     """The untrained NumpyHead of joint training."""
-    sizes = backbone.build(s).classifier.in_features, *s.head_hidden, len(images.classes)
+    sizes = backbone.build(s, image_shape=images.image_shape).classifier.in_features, *s.head_hidden, len(images.classes)
     head_s = settings.load(mlp, **mlp.BASELINE, hidden=s.head_hidden, batch_size=s.batch_size, seed=s.seed)
     return NumpyHead(mlp.build(sizes[0], sizes[-1], head_s)[0], s.joint_learning_rate)
 
@@ -187,7 +190,8 @@ def new_head(images, s):
 def load_head(path, images, s):
     """The NumpyHead of the file `path`, to continue in joint training. Raises files.FileError for one that does not fit."""
     network, metadata = mlp.restore(path)
-    (n_in, *_, n_out), num_features = network.config["sizes"], backbone.build(s).classifier.in_features
+    num_features = backbone.build(s, image_shape=images.image_shape).classifier.in_features
+    n_in, *_, n_out = network.config["sizes"]
     with files.checked_format(path):
         if network.config["norm"] == "batch" or not isinstance(metadata["mean"], float):
             raise files.FileError(f"{path}: joint training needs a head from this script, without batch normalization")
@@ -208,6 +212,10 @@ def load_backbone(path, images, s):
     model, metadata = backbone.restore(path)
     if tuple(metadata["classes"]) != tuple(images.classes):
         raise files.FileError(f"{path}: was trained on {metadata['dataset']} and does not know the classes of {images.name}")
+    if model.input_shape[1:] != images.image_shape:
+        ours, theirs = (" x ".join(map(str, shape)) for shape in (images.image_shape, model.input_shape[1:]))
+        raise files.FileError(f"{path}: was trained on images of {theirs} pixels, and those of {images.name} have {ours}; "
+                              f"use --image-size {theirs.replace(' x', '')}")  # fmt: skip
     check_split(path, metadata["settings"], s)
     defaults = cnn.quick_settings(settings.load(cnn)) if s.quick else settings.load(cnn)
     names = decided_by_backbone(s)
@@ -261,6 +269,15 @@ def quick_settings(s):
     return SimpleNamespace(**vars(cnn.quick_settings(s)) | head)
 
 
+def own_data_settings(s, images):
+    """The settings with smaller batches for few images of one's own; a trained CNN keeps the settings of its file."""
+    if not s.backbone or s.training == "joint":
+        s = with_suitable_batch_size(s, images, cnn.BATCH_SIZE, cnn.LEARNING_RATE)
+    chosen = s.head_batch_size != HEAD_BATCH_SIZE
+    head_batch_size = s.head_batch_size if chosen else min(s.head_batch_size, suitable_batch_size(s, images))
+    return SimpleNamespace(**vars(s) | {"head_batch_size": head_batch_size})
+
+
 def check_settings(s):
     """Raise settings.SettingError, before any data is read, for settings that cannot be combined."""
     cnn.check_settings(s)
@@ -288,10 +305,13 @@ def check_settings(s):
 def run(s, images=None):
     """The whole job with the settings `s`. Return the content of metrics.json. images: the dataset, if already loaded."""
     check_settings(s)
-    images = images or data.load_for(s)
+    if images is None:
+        images = data.load_for(s)
+        s = own_data_settings(s, images)
     s, model = quick_settings(s) if s.quick else s, None
     if s.backbone:
         model, s = load_backbone(s.backbone, images, s)
+    cnn.check_settings(s, images.image_shape)
     return run_joint(images, s, model) if s.training == "joint" else run_frozen(images, s, model)
 
 

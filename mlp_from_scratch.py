@@ -61,8 +61,8 @@ PATIENCE = 0  # stop after this many epochs without improvement in validation ac
               # 0 disables; in [0, 10000]
 # -- augmentation
 FLIP = True  # mirror each training image with probability 0.5; redrawn for every batch
-SHIFT = 0  # random shift of training images, in pixels; redrawn for every batch; in [0, 27]
-ERASE = 0  # side of a square of noise in half of the training images, in pixels; redrawn for every batch; in [0, 28]
+SHIFT = 0  # random shift of training images, in pixels; redrawn for every batch; in [0, 1023]
+ERASE = 0  # side of a square of noise in half of the training images, in pixels; redrawn for every batch; in [0, 1024]
 AUGMENT_ONCE = False  # augment once, before training, not anew for every batch; only with --flip, --shift or --erase
 NORMALIZE = "global"  # mean 0 and standard deviation 1 over all pixels, or for each pixel: {none, global, per_pixel}
 TTA = "flip"  # test-time augmentation: add the logits of the mirrored image; only with --flip: {none, flip}
@@ -372,7 +372,7 @@ def run(s, images=None, on_epoch=None):
             run.resume(trainer.history)
         trainer.fit(X, images.train.y, X_val, images.val.y, run.log, lambda: run.save_checkpoint(trainer, split),
                     (X_eval, images.train.y[: len(X_eval)]))  # fmt: skip
-        metadata = {"dataset": images.name, "classes": images.classes}
+        metadata = {"dataset": images.name, "classes": images.classes, "image_shape": images.image_shape}
         metadata |= {"mean": np.asarray(mean).tolist(), "std": np.asarray(std).tolist()}
         logits, tta_logits = {"val": model.predict_logits(X_val), "test": model.predict_logits(X_test)}, None
         if s.save_weights:

@@ -15,7 +15,6 @@ if __name__ == "__main__":  # before the slow imports: Ctrl-C
     entry.prepare()
 
 import argparse
-import csv
 import textwrap
 from pathlib import Path
 
@@ -23,6 +22,8 @@ import numpy as np
 
 from numpy_nn.calibration import recalibrated
 from support import files
+from support.figure_labels import fit, mark, percent, sampled_classes, short, worst_classes
+from support.saved import read_history
 
 RIGHT, WRONG, TRAIN, VAL, GREY = "#0072B2", "#D55E00", "#1f77b4", "#d1603d", "#666666"  # right, wrong: Okabe and Ito
 DPI = 160
@@ -47,16 +48,7 @@ def figure(title, width, height, **grid):
 
 def run_title(model, dataset, seed):
     """The second line of a figure's title; the first says what is shown."""
-    return f"{model} on {dataset}, seed {seed}"
-
-
-def percent(probability):
-    """A probability in words; one that rounds to 100 % is not certain."""
-    return ">99 %" if probability > 0.995 else f"{100 * probability:.0f} %"
-
-
-def mark(right):
-    return "\N{CHECK MARK}" if right else "\N{BALLOT X}"
+    return f"{model} on {short(dataset, 60)}, seed {seed}"
 
 
 def curves(histories, title, augmented=False, smoothing=0.0):
@@ -92,24 +84,31 @@ def curves(histories, title, augmented=False, smoothing=0.0):
 
 
 def confusion_matrix(y, predicted, classes, title):
-    """Counts, true classes down and predicted ones across, with each class's recall in a column of its own."""
+    """Counts, true classes down and predicted ones across, with each class's recall in a column of its own.
+
+    Above 30 classes the counts are shown by color alone, and above 100 not every class is named.
+    """
     from sklearn.metrics import confusion_matrix as count
 
     counts = count(y, predicted, labels=range(len(classes)))
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     accuracy = f"{np.mean(predicted == y):.2%} of {len(y):,} test images are right"
-    fig, axes = figure(f"Confusion matrix: {accuracy}\n{title}", 9, 7.6)
-    ax, n = axes[0, 0], len(classes)
+    n, scale = len(classes), max(1, min(2, len(classes) / 40))
+    fig, axes = figure(f"Confusion matrix: {accuracy}\n{title}", 9 * scale, 7.6 * scale)
+    ax, step, pitch = axes[0, 0], -(-n // 100), 450 * scale / n  # pitch: height of a row in points
+    small, named = min(9, 0.6 * pitch * step), range(0, n, step)
     ax.imshow(np.sqrt(share), cmap="Blues", vmin=0, vmax=1)  # the root shows the small errors, too
-    for i in range(n):
-        for j in range(n):
-            if counts[i, j]:
-                ax.text(j, i, f"{counts[i, j]:,}", ha="center", va="center", fontsize=9,
-                        color="white" if share[i, j] > 0.4 else "black")  # fmt: skip
-        ax.text(n - 0.3, i, f"{share[i, i]:.1%}", va="center", fontsize=9, fontweight="bold")
-    ax.text(n - 0.3, -0.75, "recall", fontsize=9, fontweight="bold")
-    ax.set(xlabel="predicted class", ylabel="true class", xticks=range(n), yticks=range(n), yticklabels=classes)
-    ax.set_xticklabels(classes, rotation=40, ha="right", rotation_mode="anchor")
+    for i, j in np.argwhere(counts) if n <= 30 else ():
+        ax.text(j, i, f"{counts[i, j]:,}", ha="center", va="center", fontsize=min(9, 0.36 * pitch),
+                color="white" if share[i, j] > 0.4 else "black")  # fmt: skip
+    for i in named:
+        ax.text(n - 0.3, i, f"{share[i, i]:.1%}", va="center", fontsize=small, fontweight="bold")
+    ax.text(n - 0.3, -0.5 - 0.025 * n, "recall", fontsize=small, fontweight="bold")
+    names = [short(classes[i]) for i in named]
+    ax.set(xlabel="predicted class", ylabel="true class", xticks=named, yticks=named)
+    ax.set_yticklabels(names, fontsize=small)
+    turned = {"rotation": 40, "rotation_mode": "anchor", "ha": "right"} if n <= 15 else {"rotation": 90}
+    ax.set_xticklabels(names, fontsize=small, **turned)
     ax.spines[:].set_visible(False)
     return fig
 
@@ -120,7 +119,9 @@ def classification_report(y, predicted, classes, title):
 
     *scores, counts = score(y, predicted, labels=range(len(classes)), zero_division=0)
     table = np.stack([*np.stack(scores, axis=1), np.mean(scores, axis=1)])  # (classes + 1, 3)
-    fig, axes = figure(f"Precision, recall and F1 of each class\n{title}", 9, 5.2)
+    order, content = worst_classes(scores[2], classes, "F1")
+    table = table[[*order, -1]]
+    fig, axes = figure(f"Precision, recall and F1 of {content}\n{title}", 9, max(5.2, 1.6 + 0.3 * len(table)))
     ax, rows = axes[0, 0], np.arange(len(table))
     ax.hlines(rows, table.min(axis=1), table.max(axis=1), color=GREY, linewidth=1)
     styles = {"precision": ("<", "#56B4E9"), "recall": (">", "#CC79A7"), "F1": ("o", "black")}
@@ -130,9 +131,9 @@ def classification_report(y, predicted, classes, title):
         ax.annotate(name, (1, -0.6), (32 + 50 * j, 4), fontweight="bold", **beside)
         for row, value in enumerate(table[:, j]):
             ax.annotate(f"{value:.3f}", (1, row), (32 + 50 * j, 0), va="center", **beside)
-    names = [f"{name}  ({count:,})" for name, count in zip(classes, counts, strict=True)]
+    names = [f"{short(classes[label])}  ({counts[label]:,})" for label in order]
     ax.set_yticks(rows, [*names, f"mean of {len(classes)} classes  ({counts.sum():,})"])
-    ax.axhline(len(classes) - 0.5, color=GREY, linewidth=0.8)
+    ax.axhline(len(order) - 0.5, color=GREY, linewidth=0.8)
     ax.set(xlabel="score", ylim=(len(table) - 0.4, -0.6))
     ax.grid(axis="x", alpha=0.25)
     fig.legend(*ax.get_legend_handles_labels(), frameon=False, fontsize=9, ncols=3, loc="outside lower center")
@@ -149,19 +150,27 @@ def report_text(y, predicted, classes):
 def samples(X, y, probabilities, classes, title, rows=5):
     """The first `rows` images of each class, a column for each true class; below each, the prediction and its probability.
 
-    X (N, 28, 28), y (N,), probabilities (N, classes).
+    Above 10 classes there are several blocks of columns with fewer rows. X (N, height, width), y (N,), probabilities
+    (N, classes).
     """
     predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
-    fig, axes = figure(f"The first {rows} test images of each class\n{title}", 9, 1.35 * rows + 0.9, nrows=rows,
-                       ncols=len(classes))  # fmt: skip
+    shown = sampled_classes(len(classes))
+    blocks, columns = -(-len(shown) // 10), min(10, len(shown))
+    rows = rows if blocks == 1 else 2 if blocks < 4 else 1
+    images = f"The first {rows} test images" if rows > 1 else "The first test image"
+    content = f"{images} of {'each class' if len(shown) == len(classes) else f'{len(shown)} of {len(classes):,} classes'}"
+    fig, axes = figure(f"{content}\n{title}", 9, (1.35 if blocks == 1 else 1.5) * rows * blocks + 0.9, nrows=rows * blocks,
+                       ncols=columns)  # fmt: skip
     fig.supxlabel(f"column: true class;  below each image: predicted class and its probability, {mark(True)} right, "
                   f"{mark(False)} wrong", fontsize=9, color=GREY)  # fmt: skip
-    for label, name in enumerate(classes):
-        axes[0, label].set_title(name, fontsize=8, fontweight="bold")
-        for ax in axes[:, label]:
-            ax.set(xticks=[], yticks=[])
-            ax.spines[:].set_visible(False)
-        for ax, i in zip(axes[:, label], np.flatnonzero(y == label)[:rows], strict=False):
+    for ax in axes.flat:
+        ax.set(xticks=[], yticks=[])
+        ax.spines[:].set_visible(False)
+    classes = [short(name, 12) for name in classes]
+    for place, label in enumerate(shown):
+        column = axes[place // 10 * rows :, place % 10]
+        column[0].set_title(classes[label], fontsize=8, fontweight="bold")
+        for ax, i in zip(column, np.flatnonzero(y == label)[:rows], strict=False):
             ax.imshow(X[i], cmap="gray_r", vmin=0, vmax=1)
             ax.set_xlabel(f"{classes[predicted[i]]}\n{mark(predicted[i] == label)} {percent(confidence[i])}", fontsize=7.5,
                           labelpad=2, color=RIGHT if predicted[i] == label else WRONG)  # fmt: skip
@@ -194,13 +203,17 @@ def color_of(name):
 
 def recall_comparison(y, predictions, classes, title):
     """Recall of each class by several models. predictions: {model: predicted classes (N,), or (seeds, N)}."""
-    fig, axes = figure(f"Recall of each class on the test images\n{title}", 9, 5.4 if len(predictions) < 4 else 7)
-    ax, places = axes[0, 0], np.arange(len(classes))
+    labels = np.unique(y)  # in a small subset a class may have no image
+    recalls = {name: 100 * np.stack([(np.atleast_2d(predicted)[:, y == label] == label).mean(axis=1) for label in labels])
+               for name, predicted in predictions.items()}  # each (classes, seeds)  # fmt: skip
+    order, content = worst_classes(np.mean([r.mean(axis=1) for r in recalls.values()], axis=0), labels, "recall")
+    height = max(5.4 if len(predictions) < 4 else 7, 1.6 + 0.3 * len(order))
+    fig, axes = figure(f"Recall of {content} on the test images\n{title}", 9, height)
+    ax, places = axes[0, 0], np.arange(len(order))
     offsets = np.linspace(-0.3, 0.3, len(predictions)) if len(predictions) > 2 else np.zeros(len(predictions))
     means, used = {}, []
     for offset, (name, predicted) in zip(offsets, predictions.items(), strict=True):
-        predicted = np.atleast_2d(predicted)
-        recall = 100 * np.stack([(predicted[:, y == label] == label).mean(axis=1) for label in places])  # (classes, seeds)
+        recall = recalls[name][order]
         means[name] = recall.mean(axis=1)
         color = color_of(name)
         marker = "os^v"[used.count(color) % 4]  # a second NumPy MLP has another marker
@@ -218,7 +231,7 @@ def recall_comparison(y, predictions, classes, title):
                     ax.annotate(f"{value:.1f}", (value, place), (8 if value > rival else -8, 0), textcoords="offset points",
                                 fontsize=9, color=color if value != rival else GREY, va="center",
                                 ha="left" if value > rival else "right")  # fmt: skip
-    ax.set(xlabel="recall (%)", yticks=places, yticklabels=classes)
+    ax.set(xlabel="recall (%)", yticks=places, yticklabels=[short(classes[label]) for label in labels[order]])
     ax.margins(x=0.1)
     ax.invert_yaxis()
     ax.grid(axis="x", alpha=0.25)
@@ -259,7 +272,7 @@ def mistakes(X, y, probabilities, classes, title, content="Wrong predictions wit
     wrong = np.flatnonzero(predicted != y)
     wrong = wrong[np.argsort(-confidence[wrong].astype(np.float64), kind="stable")]
     columns, chosen = 10, wrong[:40]
-    rows = max(1, -(-len(chosen) // columns))
+    rows, classes = max(1, -(-len(chosen) // columns)), [short(name, 12) for name in classes]
     fig, axes = figure(f"{content}: {len(chosen)} of {len(wrong):,}\n{title}", 9, 1.4 * rows + 1)
     fig.supxlabel("above each image: its label;  below: predicted class and its probability", fontsize=9, color=GREY)
     ax = axes[0, 0]
@@ -267,7 +280,7 @@ def mistakes(X, y, probabilities, classes, title, content="Wrong predictions wit
     ax.set(xlim=(0, columns), ylim=(1.6 * rows, 0))
     for place, i in enumerate(chosen):
         left, top = place % columns, 1.6 * (place // columns)
-        extent = (left + 0.05, left + 0.95, top + 1.1, top + 0.2)
+        extent = fit(X[i].shape, left + 0.05, top + 0.2, 0.9)
         ax.imshow(X[i], cmap="gray_r", vmin=0, vmax=1, extent=extent, aspect="auto")
         ax.text(left + 0.5, top + 0.17, classes[y[i]], ha="center", va="bottom", fontsize=7.5, color=RIGHT)
         below = f"{classes[predicted[i]]}\n{mark(False)} {percent(confidence[i])}"
@@ -287,19 +300,6 @@ def image_grid(ax, pictures, columns, **options):
         mosaic[top : top + height, left : left + width] = picture
     ax.axis("off")
     return ax.imshow(mosaic, interpolation="nearest", **options)
-
-
-def read_history(path):
-    """{column: list of floats} of a history.csv. Raises files.FileError for a damaged one."""
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        history = {column: [float(row[column]) for row in rows] for column in (rows[0] if rows else ())}
-        if not {"train_loss", "train_accuracy"} <= history.keys() or not np.isfinite(list(history.values())).all():
-            raise ValueError("not finite losses and accuracies in every row")
-    except (csv.Error, *files.DAMAGED) as error:
-        raise files.FileError(f"{path}: damaged ({error})") from None
-    return history
 
 
 def curves_of_run(folder, metrics):

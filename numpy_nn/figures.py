@@ -15,8 +15,8 @@ def first_layer(W, shape, title, most=64):
 
     Each weight is a square of whole pixels.
     """
-    count = min(most, W.shape[1])
-    columns = min(16, count)
+    columns = min(16, W.shape[1], int(8.7 * DPI) // (shape[1] + 1))
+    count = min(most, W.shape[1], columns * max(1, 1600 // (shape[0] + 1)))  # of large images, as many as fit
     height, width = -(-count // columns) * (shape[0] + 1) - 1, columns * (shape[1] + 1) - 1
     scale = max(1, min(4, int(8.7 * DPI) // width))
     total_width, total_height = 9 * DPI, scale * height + 250

@@ -74,7 +74,8 @@ def train(job, folder):
 
         torch.set_num_threads(1)
     s, script = settings_of(job.script, job.settings), importlib.import_module(SCRIPTS[job.script])
-    names = ("dataset", "data_dir", "offline_fallback", "split_seed", "quick", "val_fraction", "train_size", "label_noise")
+    names = ("dataset", "data_dir", "offline_fallback", "split_seed", "quick", "val_fraction", "train_size", "label_noise",
+             "image_size")  # fmt: skip
     images = load_images(**{name: getattr(s, name) for name in names})
     if job.backbone:
         s.backbone = str(backbone_path(folder, job.backbone))

@@ -31,11 +31,15 @@ LARGEST = 500_000_000  # bytes; Kaggle's largest file has 133 MB
 CSV_FILES = {"train": "fashion-mnist_train.csv", "test": "fashion-mnist_test.csv"}  # as on Kaggle
 SPLIT_FILES = {"train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", 60_000),
          "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte", 10_000)}  # fmt: skip
-# What digit MNIST, whose files have the same names, begins with (http://yann.lecun.com/exdb/mnist/), and its gz md5 sums
+# What digit MNIST, whose files have the same names, begins with (http://yann.lecun.com/exdb/mnist/)
 DIGIT_LABELS = {"train": [5, 0, 4, 1, 9, 2, 1, 3, 1, 4, 3, 5, 3, 6, 1, 7],
                 "test": [7, 2, 1, 0, 4, 1, 4, 9, 5, 9, 0, 6, 9, 0, 1, 5]}  # fmt: skip
-DIGIT_MD5 = {"f68b3c2dcbeaaa9fbdd348bbdeb94873", "d53e105ee54ea40749a09fcbcd1e9432",
-             "9fb629c4189551a2d022fa330f9573f3", "ec29112dd5afa0611ce80d1b7f02629c"}  # fmt: skip
+# md5 of the gzipped files of the datasets that torchvision knows by these names, in the order of FILES
+MD5 = {"MNIST": ("f68b3c2dcbeaaa9fbdd348bbdeb94873", "d53e105ee54ea40749a09fcbcd1e9432",
+                 "9fb629c4189551a2d022fa330f9573f3", "ec29112dd5afa0611ce80d1b7f02629c"),
+       "KMNIST": ("bdb82020997e1d708af4cf47b453dcf7", "e144d726b3acfaa3e44228e80efcd344",
+                  "5c965bf0a639b31b8f53240b1b52f4d7", "7320c461ea6c1c855c0b718fb2a4b134")}  # fmt: skip
+DIGIT_MD5 = set(MD5["MNIST"])
 
 
 class DataError(Exception):
@@ -123,11 +127,7 @@ def check_size(path):
 
 def read_idx(path, name, shape):
     """One of the four original files as uint8 of `shape`, gzipped or unpacked. Raises DataError."""
-    check_size(path)
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    raw = read_bytes(path)
     md5, size, md5_unpacked = FILES[name]
     if path.suffix == ".gz":
         digest = hashlib.md5(raw, usedforsecurity=False).hexdigest()
@@ -173,20 +173,7 @@ def read_csv(path, split, count):
             digits = " (digit MNIST's CSV files have such a header)" if {"1x1", "pixel0"} & set(header) else ""
             what = f"column {missing[0]} is missing" if missing else "the columns are not label,pixel1,...,pixel784 in order"
             raise DataError(f"{path}: line 1: {what}{digits}")
-        try:
-            with warnings.catch_warnings(action="ignore"):  # of a file with no rows, which the count below reports
-                table = np.loadtxt(file, dtype=np.float32, delimiter=",", ndmin=2)
-        except ValueError as error:  # NumPy's texts: "could not convert string 'x' to float32 at row 4, column 3" and ...
-            if match := re.search(r"string (.*) to float32 at row (\d+), column (\d+)", str(error)):
-                value, row, column = match[1], int(match[2]), int(match[3])
-                what = f"line {row + 2}, column {columns[column - 1]}: {value} is not a whole number from 0 to 255"
-            elif match := re.search(r"changed from (\d+) to (\d+) at row (\d+)", str(error)):  # this one counts from 1
-                what = f"line {int(match[3]) + 1}: {match[2]} columns, expected 785"
-            else:
-                what = str(error)
-            raise DataError(f"{path}: {what}") from None
-    if len(table) and table.shape[1] != len(columns):
-        raise DataError(f"{path}: line 2: {table.shape[1]} columns, expected 785")
+        table = read_table(path, file, columns, 1)
     wrong = np.argwhere(~((table >= 0) & (table <= 255) & (table == np.floor(table))))  # NaN, too
     if len(wrong):
         row, column = wrong[0]
@@ -202,28 +189,89 @@ def read_csv(path, split, count):
     return X.reshape(-1, *IMAGE_SHAPE), y
 
 
-def download(folder):
-    """Fetch the four files into torchvision's layout below `folder`. Raises Offline."""
+def read_table(path, file, columns, first, **options):
+    """The numbers in the rows of an open CSV file as (N, len(columns)) float32. Raises DataError.
+
+    first: number of lines before these rows; options: for np.loadtxt.
+    """
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of a file with no rows, which the caller reports
+            table = np.loadtxt(file, dtype=np.float32, delimiter=",", ndmin=2, **options)
+    except ValueError as error:  # NumPy's texts: "could not convert string 'x' to float32 at row 4, column 3" and ...
+        if match := re.search(r"string (.*) to float32 at row (\d+), column (\d+)", str(error)):
+            value, row, column = match[1], int(match[2]), int(match[3])
+            name = columns[column - 1] if column <= len(columns) else column
+            what = f"line {row + 1 + first}, column {name}: {value} is not a whole number from 0 to 255"
+        elif match := re.search(r"changed from (\d+) to (\d+) at row (\d+)", str(error)):  # this one counts from 1
+            what = f"line {int(match[3]) + first}: {match[2]} columns, expected {len(columns)}"
+        else:
+            what = str(error)
+        raise DataError(f"{path}: {what}") from None
+    if len(table) and table.shape[1] != len(columns):
+        raise DataError(f"{path}: line {1 + first}: {table.shape[1]} columns, expected {len(columns)}")
+    return table
+
+
+def read_torchvision(folder, name):
+    """MNIST or KMNIST as `read` returns Fashion-MNIST, from torchvision's layout below `folder`; downloaded if missing.
+
+    Raises DataError.
+    """
+    paths = [folder / name / "raw" / f"{file}.gz" for file in FILES]
+    if not all(path.is_file() for path in paths):
+        print(f"no {name} in {folder}: downloading it", file=sys.stderr)
+        try:
+            download(folder, name)
+        except Offline as error:
+            files = ", ".join(path.name for path in paths)
+            raise DataError(f"{error}. Put its files ({files}) into {paths[0].parent}") from None
+    raw = []
+    for path, md5 in zip(paths, MD5[name], strict=True):
+        raw.append(read_bytes(path))
+        digest = hashlib.md5(raw[-1], usedforsecurity=False).hexdigest()
+        if digest != md5:
+            raise DataError(f"{path}: damaged, or not of {name}: its md5 is {digest}, expected {md5}. Move it away and run "
+                            "again to download it")  # fmt: skip
+    raw = [zlib.decompress(content, wbits=31) for content in raw]
+    images, labels = ([np.frombuffer(content, np.uint8, offset=4 + 4 * ndim) for content in raw[first::2]]
+                      for first, ndim in ((0, 3), (1, 1)))  # fmt: skip
+    pairs = zip(images, labels, strict=True)
+    return {split: (X.reshape(-1, *IMAGE_SHAPE), y) for split, (X, y) in zip(("train", "test"), pairs, strict=True)}
+
+
+def read_bytes(path):
+    """The content of a file. Raises DataError."""
+    check_size(path)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def download(folder, dataset="FashionMNIST"):
+    """Fetch the four files of torchvision's `dataset` into its layout below `folder`. Raises Offline."""
     new = not folder.exists()
     try:
-        from torchvision.datasets import FashionMNIST  # the only use of torchvision, and through it of torch
+        from torchvision import datasets  # the only use of torchvision, and through it of torch
 
+        published = getattr(datasets, dataset)
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
             raise OSError("the folder cannot be written to")
-        contents = {name: fetch_verified([mirror + name for mirror in FashionMNIST.mirrors], md5)
-                    for name, md5 in FashionMNIST.resources}  # fmt: skip
+        contents = {name: fetch_verified([mirror + name for mirror in published.mirrors], md5)
+                    for name, md5 in published.resources}  # fmt: skip
         with tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as temporary:  # all four files, or none
             for name, content in contents.items():
                 Path(temporary, name).write_bytes(content)
-            raw = folder / "FashionMNIST" / "raw"
+            raw = folder / dataset / "raw"
             raw.mkdir(parents=True, exist_ok=True)
             for name in contents:  # what is there already stays, right or wrong: reading it will tell
                 if not (raw / name).exists():
                     os.replace(Path(temporary, name), raw / name)
     except (OSError, RuntimeError, ImportError) as error:
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-        raise Offline(f"no Fashion-MNIST in {folder}, and it could not be downloaded ({reason})") from None
+        called = dataset.replace("FashionMNIST", "Fashion-MNIST")
+        raise Offline(f"no {called} in {folder}, and it could not be downloaded ({reason})") from None
     finally:
         if new:
             with contextlib.suppress(OSError):  # it is not empty, or not there

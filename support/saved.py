@@ -1,9 +1,25 @@
 """What a finished run can be evaluated by again: its dataset, and its predictions for the test images."""
 
+import csv
 import json
 import os
 
 import numpy as np
+
+from support import files
+
+
+def read_history(path):
+    """{column: list of floats} of a history.csv. Raises files.FileError for a damaged one."""
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        history = {column: [float(row[column]) for row in rows] for column in (rows[0] if rows else ())}
+        if not {"train_loss", "train_accuracy"} <= history.keys() or not np.isfinite(list(history.values())).all():
+            raise ValueError("not finite losses and accuracies in every row")
+    except (csv.Error, *files.DAMAGED) as error:
+        raise files.FileError(f"{path}: damaged ({error})") from None
+    return history
 
 
 def images_of_run(metrics, loaded=None, data_dir=None):
@@ -18,7 +34,7 @@ def images_of_run(metrics, loaded=None, data_dir=None):
     data_dir = data_dir or (folder if os.path.isdir(folder) else None)  # it may have moved since
     options = {"dataset": s["dataset"], "data_dir": data_dir,
                "offline_fallback": "in place of" in metrics["dataset"], "split_seed": s["split_seed"], "quick": s["quick"],
-               "val_fraction": s.get("val_fraction")}  # fmt: skip
+               "val_fraction": s.get("val_fraction"), "image_size": s.get("image_size")}  # fmt: skip
     key = json.dumps(options)
     images = loaded[key] = loaded.get(key) or data.load(**options)
     if images.name != metrics["dataset"]:

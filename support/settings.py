@@ -4,7 +4,7 @@ The constants between a line `# ---- settings ...` and the next line `# ----` ar
 `EPOCHS = 20  # passes over the training set, in [1, inf)` becomes `--epochs 20`. The value sets the type, the comment is the
 help text, and the end of the comment restricts the value:
 
-    `{adam, sgd}`         one of these words
+    `{adam, sgd}`         one of these words; the last one, PATH, stands for any file or folder
     `in (0, inf)`         a number in this interval; round brackets exclude the end. Applies to each element of a tuple.
     `$FASHION_MNIST_DIR`  anywhere in the comment: if this environment variable is set, its value is the default
 
@@ -152,9 +152,22 @@ def parse_value(name, value, comment, default):
     if match := CHOICES.search(comment):
         words = [word.strip() for word in match.group(1).split(",")]
         for wrong in elements:
-            if wrong not in words:
+            if wrong not in words and not (words[-1] == "PATH" and is_path(wrong)):
                 raise SettingError(prefix + unknown_value(wrong, words))
     return elements if several else elements[0]
+
+
+def check_augmentation(s, image_shape):
+    """Raise SettingError for shifts and erased squares that are larger than the images, (height, width)."""
+    size, smallest = " x ".join(map(str, image_shape)), min(image_shape)
+    for name, most in (("shift", smallest - 1), ("erase", smallest)):
+        if vars(s).get(name, 0) > most:
+            raise SettingError(f"{flag(name)} {getattr(s, name)}: images of {size} pixels allow at most {most}")
+
+
+def is_path(value):
+    """Whether the word is the path of a file or folder, or at least looks like one."""
+    return bool(re.search(r"[./\\~$]", value)) or os.path.exists(value)
 
 
 def flag(name):

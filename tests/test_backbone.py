@@ -87,8 +87,8 @@ def test_the_order_of_a_block(order, expected):
 
 
 def test_padding():
-    assert backbone.feature_map_sizes((2, 2), (1,), (3,), (1, 0)) == [14, 12]
-    assert backbone.feature_map_sizes((2, 2), (), (5, 3), (0,)) == [24, 22]
+    assert backbone.feature_map_sizes((2, 2), (1,), (3,), (1, 0)) == [(14, 14), (12, 12)]
+    assert backbone.feature_map_sizes((2, 2), (), (5, 3), (0,)) == [(24, 24), (22, 22)]
     s = settings.load(cnn, channels=(2, 2), pool_after=(1,), padding=(1, 0))
     cnn.check_settings(s)
     assert backbone.build(s).features(torch.zeros(1, 1, 28, 28)).shape == (1, 2 * 12 * 12)
@@ -138,7 +138,7 @@ def test_initialization(init, std):
     ((1, 2, 5), [14, 7, 7, 7, 3]), ((), [28] * 5), ((1, 2, 3, 4), [14, 7, 3, 1, 1]),
 ])  # fmt: skip
 def test_feature_map_sizes(pool_after, expected):
-    assert backbone.feature_map_sizes(FIVE, pool_after) == expected
+    assert backbone.feature_map_sizes(FIVE, pool_after) == [(side, side) for side in expected]
     features = extract_features(backbone.CNN((2,) * 5, pool_after), torch.zeros(1, 1, 28, 28))
     assert features.shape == (1, 2 * expected[-1] ** 2)
 

@@ -4,6 +4,7 @@ if __name__ == "__main__":
     raise SystemExit("torch_cnn/backbone.py is a module, not a script: cnn_feature_extraction.py uses it")
 
 import copy
+import math
 import warnings
 from types import SimpleNamespace
 
@@ -28,24 +29,23 @@ class CNN(nn.Module):
     """Convolutions, each with optional pooling, batch normalization, activation and dropout, then fully connected layers.
 
     By default, pooling comes before normalization and activation, which then process a quarter of the pixels. Input:
-    (N, 1, 28, 28) in [0, 1]; `mean` and `std` of the training pixels are part of the model. The keywords are the settings
-    of cnn_feature_extraction.py. `features` is the input of the last linear layer, the classifier: the flattened feature
-    maps (or their means, with global_pool "average"), or the output of the last layer of `fc`.
+    (N, 1, *image_shape) in [0, 1]; `mean` and `std` of the training pixels are part of the model. The keywords are the
+    settings of cnn_feature_extraction.py. `features` is the input of the last linear layer, the classifier: the flattened
+    feature maps (or their means, with global_pool "average"), or the output of the last layer of `fc`.
     """
-
-    input_shape = (1, 28, 28)
 
     def __init__(self, channels, pool_after, norm="batch", classes=10, mean=0.0, std=1.0, generator=None, *,
                  kernel_sizes=(3,), padding=(), pool="max", global_pool="none", activation="relu",
                  block_order="pool_norm_activation", dropout=0.0, fc=(), fc_norm=False, fc_dropout=0.0, init="he",
-                 init_scale=0.05):  # fmt: skip
+                 init_scale=0.05, image_shape=(28, 28)):  # fmt: skip
         super().__init__()
         self.name = f"CNN {'-'.join(map(str, (*channels, *fc)))}"
+        self.input_shape = (1, *image_shape)
         self.compute = {}  # {"device": ..., "precision": ...} of its training
         self.register_buffer("mean", torch.tensor(mean))
         self.register_buffer("std", torch.tensor(std))
         kernels, paddings = (for_each(values, channels) for values in (kernel_sizes, padding or (None,)))
-        sizes = feature_map_sizes(channels, pool_after, kernel_sizes, padding)
+        sizes = feature_map_sizes(channels, pool_after, kernel_sizes, padding, image_shape)
         activation_first = block_order.startswith("activation")
         bias = norm == "none" or activation_first  # batch normalization right after a convolution would cancel it
         layers, n_in = [], 1
@@ -59,7 +59,7 @@ class CNN(nn.Module):
             layers += [nn.Dropout(dropout)] if dropout else []
             n_in = n_out
         layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten()] if global_pool == "average" else [nn.Flatten()]
-        n_in *= 1 if global_pool == "average" else sizes[-1] ** 2
+        n_in *= 1 if global_pool == "average" else math.prod(sizes[-1])
         for n_out in fc:
             layers.append(nn.Linear(n_in, n_out))
             initialize(layers[-1], init, init_scale, generator)
@@ -67,7 +67,7 @@ class CNN(nn.Module):
             layers += reversed(block) if activation_first else block
             layers += [nn.Dropout(fc_dropout)] if fc_dropout else []
             n_in = n_out
-        self.backbone = nn.Sequential(*layers)  # (N, 1, 28, 28) -> (N, features)
+        self.backbone = nn.Sequential(*layers)  # (N, 1, height, width) -> (N, features)
         self.classifier = nn.Linear(n_in, classes)
         initialize(self.classifier, "random", n_in**-0.5, generator)
         self.num_parameters = sum(p.numel() for p in self.parameters())
@@ -101,9 +101,11 @@ def cut_after(model, number):
         model.backbone = nn.Sequential(*layers[: starts[number]], nn.Flatten())
 
 
-def num_features_after(number, channels, pool_after, kernel_sizes=(3,), padding=(), **ignored):
+def num_features_after(number, channels, pool_after, kernel_sizes=(3,), padding=(), image_shape=(28, 28), **ignored):
     """Number of features of a CNN with these settings that `cut_after` has cut."""
-    return channels[number - 1] * feature_map_sizes(channels, pool_after, kernel_sizes, padding)[number - 1] ** 2
+    sizes = feature_map_sizes(channels, pool_after, kernel_sizes, padding, image_shape)
+    return channels[number - 1] * math.prod(sizes[number - 1])
+
 
 def initialize(layer, init, scale, generator):
     """Draw the weights of a convolution or linear layer; its bias starts at 0. On the meta device it has no values."""
@@ -128,32 +130,34 @@ def convolution(n_in, n_out, kernel, bias, padding=None):
     return SameConv2d(n_in, n_out, kernel, padding="same", bias=bias)
 
 
-def build(s, classes=10, mean=0.0, std=1.0, generator=None):
+def build(s, classes=10, mean=0.0, std=1.0, generator=None, image_shape=(28, 28)):
     """The CNN of the settings `s`, which have ARCHITECTURE_KEYS as attributes. Raises ValueError for an impossible stack."""
     architecture = {name: getattr(s, name) for name in ARCHITECTURE_KEYS if hasattr(s, name)}  # older files lack some
     architecture = {name: tuple(value) if isinstance(value, list) else value for name, value in architecture.items()}
     for name in ("channels", "kernel_sizes", "fc"):
         if min(architecture.get(name, ()), default=1) < 1:
             raise ValueError(f"{name}: must be at least 1")
-    return CNN(classes=classes, mean=mean, std=std, generator=generator, **architecture)
+    return CNN(classes=classes, mean=mean, std=std, generator=generator, image_shape=image_shape, **architecture)
 
 
-def feature_map_sizes(channels, pool_after, kernel_sizes=(3,), padding=()):
-    """Side of the square feature maps after each convolution, in pixels. Raises ValueError for an impossible stack."""
+def feature_map_sizes(channels, pool_after, kernel_sizes=(3,), padding=(), image_shape=(28, 28)):
+    """(height, width) of the feature maps after each convolution, in pixels. Raises ValueError for an impossible stack."""
     prefix = "pool_after " + " ".join(map(str, pool_after))
     if not channels:
         raise ValueError("channels: at least one convolution is needed")
     if pool_after and max(pool_after) > len(channels):
         raise ValueError(f"{prefix}: the last convolution is number {len(channels)}")
-    sizes, kernels = [28], for_each(kernel_sizes, channels)
+    sizes, kernels = [tuple(image_shape)], for_each(kernel_sizes, channels)
     for number, kernel in enumerate(kernels, 1):
-        size = sizes[-1] + 2 * for_each(padding, channels)[number - 1] - kernel + 1 if padding else sizes[-1]
-        if size <= 0:
+        lost = kernel - 1 - 2 * for_each(padding, channels)[number - 1] if padding else 0
+        height, width = (side - lost for side in sizes[-1])
+        if min(height, width) <= 0:
             raise ValueError(f"padding {' '.join(map(str, padding))}: convolution {number} has a kernel of {kernel} pixels, "
                              f"larger than its padded input")  # fmt: skip
-        sizes.append(size // 2 if number in pool_after else size)
-        if sizes[-1] == 0:
-            raise ValueError(f"{prefix}: the maps of convolution {number} would be 0 x 0 pixels; remove a pooling layer")
+        sizes.append((height // 2, width // 2) if number in pool_after else (height, width))
+        if min(sizes[-1]) == 0:
+            size = " x ".join(map(str, sizes[-1]))
+            raise ValueError(f"{prefix}: the maps of convolution {number} would be {size} pixels; remove a pooling layer")
     return sizes[1:]
 
 
@@ -212,14 +216,15 @@ def numpy_state(module, prefix=""):
 def save(path, model, images, s, kind="cnn", **metadata):
     """Write the network, its settings, what it was trained on, and other metadata as one safetensors file."""
     metadata = {"model": kind, "settings": runs.training_settings(vars(s)), "compute": model.compute,
-                "dataset": images.name, "classes": images.classes} | metadata  # fmt: skip
+                "dataset": images.name, "classes": images.classes, "image_shape": images.image_shape} | metadata  # fmt: skip
     files.save_weights(path, numpy_state(model), metadata)
 
 
 def build_empty(metadata):
     """The CNN of a weights file's metadata, on the meta device, where its weights take no memory."""
+    shape = metadata.setdefault("image_shape", [28, 28])  # which older files lack
     with torch.device("meta"):
-        return build(SimpleNamespace(**metadata["settings"]), len(metadata["classes"]))
+        return build(SimpleNamespace(**metadata["settings"]), len(metadata["classes"]), image_shape=shape)
 
 
 def load_tensors(model, tensors):

@@ -90,7 +90,7 @@ def pick_precision(name, model, device):
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else unknown
     if not any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "avx10_1", "bf16")):
         return torch.float32
-    model, x, y = copy.deepcopy(model), torch.rand(128, 1, 28, 28), torch.zeros(128, dtype=torch.long)
+    model, x, y = copy.deepcopy(model), torch.rand(128, *model.input_shape), torch.zeros(128, dtype=torch.long)
     fastest = dict.fromkeys((torch.float32, torch.bfloat16), math.inf)
     for dtype in 6 * tuple(fastest):
         start = time.perf_counter()

@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from plots import GREY, RIGHT, WRONG, figure, image_grid, mark
+from support.figure_labels import sampled_classes, short
 from torch_cnn.backbone import ACTIVATIONS, to_channels_last
 
 
@@ -24,7 +25,7 @@ def hires_cam(model, X, labels, min_size=7):
     x, maps, shown = to_channels_last((X - model.mean) / model.std), None, tuple(ACTIVATIONS.values())
     for module in model.backbone:
         x = module(x)
-        if isinstance(module, shown) and x.ndim == 4 and (maps is None or x.shape[2] >= min_size):
+        if isinstance(module, shown) and x.ndim == 4 and (maps is None or min(x.shape[2:]) >= min_size):
             maps = x  # (N, channels, side, side)
     (gradient,) = torch.autograd.grad(model.classifier(x).gather(1, labels[:, None]).sum(), maps)
     heat = F.relu((gradient * maps).sum(dim=1, keepdim=True))
@@ -48,7 +49,7 @@ def embed_2d(features, seed=0):
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
-    if np.count_nonzero(np.ptp(features, axis=0)) < 2:  # a network of dead neurons, say
+    if len(features) < 8 or np.count_nonzero(np.ptp(features, axis=0)) < 2:  # a network of dead neurons, say
         return {}
     pca = PCA(min(50, *features.shape), random_state=seed)
     reduced = pca.fit_transform(features)
@@ -92,17 +93,20 @@ def feature_maps(X, maps, names, title, most=9):
 
 
 def embeddings(points, y, classes, title):
-    """Points by class, a panel for each of {name: (N, 2)}; y (N,)."""
+    """Points by class, a panel for each of {name: (N, 2)}; y (N,). Of more than 40 classes, only the colors are shown."""
     from matplotlib import colormaps
 
     fig, axes = figure(f"Features of {len(y):,} test images in two dimensions\n{title}", 9, 5.4, ncols=len(points))
     for ax, (name, values) in zip(axes[0], points.items(), strict=True):
         for label, class_name in enumerate(classes):
-            ax.plot(*values[y == label].T, "o", markersize=2.5, alpha=0.6, color=colormaps["tab10"](label), label=class_name)
+            color = colormaps["tab10"](label) if len(classes) <= 10 else colormaps["turbo"](label / (len(classes) - 1))
+            ax.plot(*values[y == label].T, "o", markersize=2.5, alpha=0.6, color=color, label=short(class_name))
         ax.set_title(name, fontsize=9)
         ax.set(xticks=[], yticks=[])
-    options = {"frameon": False, "fontsize": 9, "markerscale": 3, "ncols": 5, "loc": "outside lower center"}
-    fig.legend(*ax.get_legend_handles_labels(), **options)
+    columns = max(1, min(5 if len(classes) <= 10 else 10, 80 // max(len(short(name)) + 4 for name in classes)))
+    options = {"frameon": False, "fontsize": 9, "markerscale": 3, "ncols": columns, "loc": "outside lower center"}
+    if len(classes) <= 40:
+        fig.legend(*ax.get_legend_handles_labels(), **options)
     return fig
 
 
@@ -111,7 +115,7 @@ def saliency(X, heat, y, predicted, classes, title):
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
-    rows = -(-len(X) // 10)
+    rows, classes = -(-len(X) // 10), [short(name, 12) for name in classes]
     size = (9, 2.4 * rows + 1.3)
     fig, axes = figure(f"Evidence for the predicted class (HiResCAM)\n{title}", *size, nrows=2 * rows, ncols=10)
     fig.supxlabel("above: the image and its class;  below: the predicted class and its evidence", fontsize=9, color=GREY)
@@ -138,10 +142,14 @@ def confusable(X, y, probabilities, classes, title, most=6):
 
     X (N, 28, 28), y (N,), probabilities (N, classes).
     """
-    predicted = probabilities.argmax(axis=1)
-    pairs = {(a, b): np.flatnonzero(((y == a) & (predicted == b)) | ((y == b) & (predicted == a)))
-             for a, b in itertools.combinations(range(len(classes)), 2)}  # fmt: skip
-    pairs = dict(sorted(pairs.items(), key=lambda item: -len(item[1]))[:most])
+    predicted, names, classes = probabilities.argmax(axis=1), classes, [short(name, 16) for name in classes]
+    pairs = {}
+    for i in np.flatnonzero(predicted != y):
+        pairs.setdefault((int(min(y[i], predicted[i])), int(max(y[i], predicted[i]))), []).append(i)
+    without = ((pair, []) for pair in itertools.combinations(range(len(classes)), 2) if pair not in pairs)
+    pairs |= itertools.islice(without, max(0, most - len(pairs)))
+    order = sorted(pairs, key=lambda pair: (-len(pairs[pair]), pair))[:most]
+    pairs = {pair: np.array(pairs[pair], int) for pair in order}
     fig, axes = figure(f"Classes confused most often\n{title}", 9, 1.15 * len(pairs) + 1, nrows=len(pairs), ncols=8,
                        width_ratios=[3] + 7 * [1])  # fmt: skip
     wrong = max(1, np.sum(predicted != y))
@@ -156,7 +164,7 @@ def confusable(X, y, probabilities, classes, title, most=6):
         most_confident = indices[np.argsort(-probabilities[indices].max(axis=1), kind="stable")]
         for ax, i in zip(row[1:], most_confident, strict=False):
             ax.imshow(X[i], cmap="gray_r", vmin=0, vmax=1)
-            ax.set_title(f"is {classes[y[i]]}", fontsize=7.5)
+            ax.set_title(f"is {short(names[y[i]], 11)}", fontsize=7.5)
     return fig
 
 
@@ -164,9 +172,11 @@ def cnn_figures(model, images, features, test_logits, title):
     """{file name: Figure}. features: of cached_features; test_logits (N, classes), an array."""
     test, classes, device = images.test, images.classes, model.mean.device
     probabilities = torch.from_numpy(test_logits).float().softmax(1).cpu().numpy()
-    two_each = [int(i) for nth in (0, 1) for i in [np.flatnonzero(test.y == label)[nth] for label in range(len(classes))]]
-    wanted = [classes.index(name) for name in ("Shirt", "Sneaker", "Bag") if name in classes] or [0, 1, 2]
-    few = [two_each[label] for label in wanted]
+    labels = sampled_classes(len(classes), most=10 if len(classes) < 20 else 20)
+    of_class = [np.flatnonzero(test.y == label)[: 20 // len(labels)] for label in labels]
+    two_each = [int(indices[nth]) for nth in (0, 1) for indices in of_class if len(indices) > nth]
+    wanted = [classes.index(name) for name in ("Shirt", "Sneaker", "Bag") if name in classes]
+    few = [int(np.flatnonzero(test.y == label)[0]) for label in wanted] or two_each[:3]
     predicted = probabilities.argmax(axis=1)
     heat = hires_cam(model, torch.from_numpy(test.X[two_each])[:, None].to(device),
                      torch.from_numpy(predicted[two_each]).to(device))  # fmt: skip
@@ -175,7 +185,7 @@ def cnn_figures(model, images, features, test_logits, title):
     maps = activation_maps(model, torch.from_numpy(test.X[few])[:, None].to(device))
     figures = {
         "filters.png": filters(model.backbone[0].weight[:, 0].detach().cpu().numpy(), title),
-        "feature_maps.png": feature_maps(test.X[few], maps, [classes[label] for label in test.y[few]], title),
+        "feature_maps.png": feature_maps(test.X[few], maps, [short(classes[label], 16) for label in test.y[few]], title),
         "saliency.png": saliency(test.X[two_each], heat.cpu().numpy(), test.y[two_each], predicted[two_each], classes,
                                  title),
         "confusable.png": confusable(test.X, test.y, probabilities, classes, title),
