@@ -127,7 +127,8 @@ def save(path, model, images, s, logits):
     head = model.classifier
     metadata = {"model": "hybrid", "head": head.mlp.config, "feature_mean": head.mean, "feature_std": head.std,
                 "dataset": images.name, "classes": images.classes, "image_shape": images.image_shape,
-                "fingerprint": images.fingerprint(), "settings": vars(s)} | training.for_prediction(images, logits)  # fmt: skip
+                "fingerprint": images.fingerprint(), "settings": vars(s)}  # fmt: skip
+    metadata |= training.for_prediction(images, logits)
     files.save_weights(path, backbone.numpy_state(model), metadata)
 
 
