@@ -93,6 +93,7 @@ SPACES = {
 DERIVED = {"mlp": {"hidden_layers": 2, "width": 256, "narrowing": 2}, "cnn": {}}
 STARTUP_TRIALS = 10  # drawn at random before TPE begins
 PRUNER = {"n_startup_trials": 5, "n_min_trials": 5}  # stop trials below the median of earlier ones, after a third of EPOCHS
+MIN_COMPLETE = 10  # trials trained to the end from which importances are estimated
 DB = "search.db"
 
 
@@ -237,8 +238,10 @@ class Search:
                   dynamic_ncols=True) as bar:  # fmt: skip
             while done < self.s.trials and time.perf_counter() - start < limit:
                 best = self.best.value if self.complete else 0.0
-                shown = f"best {best:.2%}, epoch {{}} of {self.s.epochs}"
-                trial = self.run_trial(lambda row, shown=shown: bar.set_postfix_str(shown.format(row["epoch"])))
+                shown = f"best {best:.2%}, epoch" if best else "epoch"
+                trial = self.run_trial(
+                    lambda row, shown=shown: bar.set_postfix_str(f"{shown} {row['epoch']} of {self.s.epochs}")
+                )
                 done += 1
                 bar.update()
                 if self.complete and self.best.value > best:
@@ -303,7 +306,8 @@ class Search:
 
     def importances(self):
         """{name: share of the variance of the validation accuracy}, the largest first; {} for too few finished trials."""
-        if len({trial.value for trial in self.complete}) < 4:
+        values = [trial.value for trial in self.complete]
+        if len(values) < MIN_COMPLETE or min(values) == max(values):
             return {}
         evaluator = optuna.importance.FanovaImportanceEvaluator(seed=self.s.seed)
         return optuna.importance.get_param_importances(self.study, evaluator=evaluator)

@@ -1,5 +1,7 @@
 """The figure of a search: which settings mattered, and validation accuracy against each of them."""
 
+import textwrap
+
 import numpy as np
 from optuna.distributions import CategoricalDistribution, IntDistribution
 
@@ -96,7 +98,8 @@ def panel(ax, name, distribution, groups, limits):
         positions = [choices.index(value) for value in medians]
         ax.hlines([np.median(heights) for heights in medians.values()], np.subtract(positions, 0.32),
                   np.add(positions, 0.32), color="black", linewidth=1.2, label="median")  # fmt: skip
-        ax.set_xticks(range(len(choices)), choices, fontsize=8 if max(map(len, map(str, choices))) < 9 else 6.5)
+        names = [textwrap.fill(str(choice), 11) for choice in choices]  # breaks 24-48-96-96-192 in two
+        ax.set_xticks(range(len(choices)), names, fontsize=8 if max(map(len, names)) < 9 else 6.5)
         ax.set_xlim(-0.5, len(choices) - 0.5)
     elif distribution.log:
         ax.set_xscale("log")
