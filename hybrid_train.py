@@ -122,13 +122,12 @@ class NumpyHead(nn.Module):
         self.mlp.params[:] = self.params.cpu().numpy()
 
 
-def save(path, model, images, s, logits):
-    """Write the whole hybrid, a CNN whose classifier is a NumpyHead, as one safetensors file; logits: of validation."""
+def save(path, model, images, s, **metadata):
+    """Write the whole hybrid, a CNN whose classifier is a NumpyHead, and other metadata as one safetensors file."""
     head = model.classifier
-    metadata = {"model": "hybrid", "head": head.mlp.config, "feature_mean": head.mean, "feature_std": head.std,
-                "dataset": images.name, "classes": images.classes, "image_shape": images.image_shape,
-                "fingerprint": images.fingerprint(), "settings": vars(s)}  # fmt: skip
-    metadata |= training.for_prediction(images, logits)
+    metadata |= {"model": "hybrid", "head": head.mlp.config, "feature_mean": head.mean, "feature_std": head.std,
+                 "dataset": images.name, "classes": images.classes, "image_shape": images.image_shape,
+                 "fingerprint": images.fingerprint(), "settings": vars(s)}  # fmt: skip
     files.save_weights(path, backbone.numpy_state(model), metadata)
 
 
@@ -338,7 +337,7 @@ def run_frozen(images, s, model):
         if s.save_weights:
             metadata["temperature"] = fit_temperature(logits["val"], images.val.y)
             mlp.save(run.path / "head.safetensors", head.mlp, metadata)
-            save(run.path / "hybrid.safetensors", model, images, s, logits["val"])
+            save(run.path / "hybrid.safetensors", model, images, s, **training.for_prediction(images, logits["val"]))
 
         title = plots.run_title(f"{model.name} + NumPy MLP {head.mlp.name}", images.name, s.seed)
         predictions = {"CNN": cnn_logits["test"], "CNN features + NumPy MLP": logits["test"]}
@@ -371,7 +370,7 @@ def run_joint(images, s, model):
             model, history = cnn.train(images, s, run, "history.csv", model, head)
         logits = cnn.evaluate(model, images)
         if s.save_weights:
-            save(run.path / "hybrid.safetensors", model, images, s, logits["val"])
+            save(run.path / "hybrid.safetensors", model, images, s, **training.for_prediction(images, logits["val"]))
         title = plots.run_title(f"{model.name} + NumPy MLP {head.mlp.name}", images.name, s.seed)
         return close(run, images, s, model, title, f"{model.name} + NumPy MLP {head.mlp.name}, trained jointly", logits,
                      {"curves.png": cnn.training_curves(history, s, title)} if s.figures else {})  # fmt: skip

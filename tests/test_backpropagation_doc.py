@@ -352,8 +352,8 @@ def missing_edges(diagram, action):
 
 def test_the_call_diagram_from_main_to_the_gradient(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "report", lambda *arguments, **options: {})  # draws figures
-    monkeypatch.setattr(mlp, "training_figures", lambda *arguments, **options: {})
-    flags = ["--dataset", "digits", "--quick", "--epochs", "1", "--hidden", "8", "--output-dir", str(tmp_path / "run")]
+    flags = ["--dataset", "digits", "--quick", "--epochs", "1", "--hidden", "8", "--no-figures"]
+    flags += ["--output-dir", str(tmp_path / "run")]
     regularized = [*flags, "--l2", "0.0001", "--max-grad-norm", "1"]
     assert NUMPY_DIAGRAM.startswith("mlp_from_scratch.main ")
     assert missing_edges(NUMPY_DIAGRAM, lambda: mlp.main(regularized)) == []

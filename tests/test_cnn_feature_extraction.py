@@ -176,7 +176,8 @@ def test_a_checkpoint_of_another_network_is_refused_and_nothing_changes(tmp_path
         (lambda: path.write_bytes(before[path][:-9]), "damaged"),
         (path.unlink, "cannot be resumed without it"),
         (lambda: files.save_weights(path, tensors, metadata | {"split": "other"}), "other data"),
-        (lambda: files.save_weights(path, tensors, metadata | {"settings": {}}), "other settings: activation"),
+        (lambda: files.save_weights(path, tensors, metadata | {"settings": metadata["settings"] | {"activation": "tanh"}}),
+         "other settings: activation"),
         (lambda: files.save_weights(path, tensors | {"model.classifier.bias": np.zeros(9)}, metadata), "not in this"),
     ):
         change()

@@ -199,4 +199,4 @@ def test_experiments_lists_the_studies_and_names_them_after_a_typo(run_script):
     listed = run_script("experiments")
     assert (listed.returncode, listed.stderr) == (0, "")
     assert "heads" in listed.stdout
-    assert "no such study; choose from heads" in one_line(run_script("experiments", "head"), 2)
+    assert "no such study (did you mean heads?)" in one_line(run_script("experiments", "head"), 2)

@@ -54,7 +54,7 @@ def small(digits, tmp_path_factory):
     head = mlp.MLP((4 * 49, 8, 10), np.random.default_rng(1))
     mlp.save(paths["head"], head, metadata | {"split_seed": 0, "input": "features"})
     model.classifier = hybrid_train.NumpyHead(head, 0.0, 0.2, 0.5).eval()
-    hybrid_train.save(paths["hybrid"], model, digits, s, logits)
+    hybrid_train.save(paths["hybrid"], model, digits, s, **extras)
     return paths
 
 
