@@ -87,11 +87,11 @@ def load(*paths):
 
 def load_one(path):
     _, metadata = files.load_weights(path)
-    loaders = {"mlp": load_mlp, "cnn": load_cnn, "hybrid": load_hybrid}
+    loaders = {"mlp": load_mlp, "cnn": load_cnn, "hybrid": load_hybrid, "resnet18": load_resnet}
     kind = metadata.get("model")
     if kind not in loaders:
         raise files.FileError(f"{path}: contains {files.KINDS.get(kind, 'another model')}; give weights.safetensors, "
-                              "backbone.safetensors or hybrid.safetensors")  # fmt: skip
+                              "backbone.safetensors, hybrid.safetensors or resnet18.safetensors")  # fmt: skip
     shape = metadata.get("image_shape", (28, 28))
     name, logits, network = loaders[kind](path, shape)
     with files.checked_format(path):
@@ -132,6 +132,14 @@ def load_hybrid(path, shape):
 
     model, _ = hybrid_train.restore(path)
     return f"{model.name} + NumPy MLP {model.classifier.mlp.name}", lambda X: features.predict_logits(model, X), model
+
+
+def load_resnet(path, shape):
+    """(name, function for logits, None) of a ResNet18."""
+    from torch_cnn import features, resnet
+
+    model, _ = resnet.restore(path)
+    return model.name, lambda X: features.predict_logits(model, X), None
 
 
 def classify(picture, classifiers):

@@ -7,6 +7,11 @@ A run is its folder, or the folder of several seeds. Several runs stand side by 
 from the dataset, which is loaded as for training.
 """
 
+from support import entry
+
+if __name__ == "__main__":  # before the slow imports: Ctrl-C
+    entry.prepare()
+
 import argparse
 import io
 import itertools
@@ -313,4 +318,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    runs.cli(main)
+    entry.cli(main)

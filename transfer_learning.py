@@ -186,23 +186,24 @@ def quick_settings(s):
     return SimpleNamespace(**vars(s) | changes)
 
 
-def run(s, images=None):
+def run(s, images=None, on_epoch=None):
     """The whole job with the settings `s`: load, train, evaluate, save. Return the content of metrics.json.
 
-    images: the dataset, if it is already loaded.
+    images: the dataset, if it is already loaded. on_epoch: called with each epoch's row of the history.
     """
     check_settings(s)
     images = images or data.load_for(s)
     s = quick_settings(s) if s.quick else s
     mean, std = data.mean_std(images.train.X)
     model = resnet.build(s, len(images.classes), mean, std, pretrained=s.training != "from_scratch")
-    with runs.Run("transfer_learning", s) as run:
+    with runs.Run("transfer_learning", s, on_epoch) as run:
         if s.training == "frozen":
             (logits, history), tta_logits = run_frozen(model, images, s, run), None
         else:
             model, logits, tta_logits, history = run_network(model, images, s, run)
         if s.save_weights:
-            backbone.save(run.path / "resnet18.safetensors", model, images, s, kind="resnet18", name=model.name)
+            backbone.save(run.path / "resnet18.safetensors", model, images, s, kind="resnet18", name=model.name,
+                          **training.for_prediction(images, logits["val"]))
         title = plots.run_title(model.name, images.name, s.seed)
         figures = {}
         if s.figures:

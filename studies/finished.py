@@ -1,5 +1,8 @@
 """Finished runs, read from their folders and checked, and compared by paired tests."""
 
+if __name__ == "__main__":
+    raise SystemExit("studies/finished.py is a module, not a script: report.py and experiments.py use it")
+
 import itertools
 import math
 import re

@@ -1,5 +1,8 @@
 """One progress bar over the runs of all studies, with the time left, learned from the runs that are done."""
 
+if __name__ == "__main__":
+    raise SystemExit("studies/progress.py is a module, not a script: experiments.py uses it")
+
 import statistics
 
 TYPICAL_SECONDS = {"mlp": 15, "cnn": 60, "hybrid": 30, "transfer": 600}  # of a run, before one of its kind is finished

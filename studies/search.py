@@ -11,6 +11,9 @@ validation images take their place. The output folder gets trials.csv, best.json
 file, from which the same command continues.
 """
 
+if __name__ == "__main__":
+    raise SystemExit("studies/search.py is a module, not a script: run it as python experiments.py search mlp")
+
 import contextlib
 import csv
 import difflib

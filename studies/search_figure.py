@@ -1,5 +1,8 @@
 """The figure of a search: which settings mattered, and validation accuracy against each of them."""
 
+if __name__ == "__main__":
+    raise SystemExit("studies/search_figure.py is a module, not a script: experiments.py uses it")
+
 import textwrap
 
 import numpy as np

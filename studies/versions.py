@@ -1,5 +1,8 @@
 """The version of the code that a run's results depend on: a digest of the source files without comments and docstrings."""
 
+if __name__ == "__main__":
+    raise SystemExit("studies/versions.py is a module, not a script: experiments.py uses it")
+
 import ast
 from pathlib import Path
 

@@ -1,5 +1,8 @@
 """Where the runs of studies are executed: processes of this machine, or the workers of a Dask cluster, through joblib."""
 
+if __name__ == "__main__":
+    raise SystemExit("studies/workers.py is a module, not a script: experiments.py uses it")
+
 import contextlib
 import os
 import pickle

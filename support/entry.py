@@ -89,19 +89,14 @@ def report_unraisable(unraisable):
         sys.__unraisablehook__(unraisable)
 
 
-class OutputError(Exception):
-    """A standard output that cannot be written to, such as a file on a full disk."""
-
-    exit_code = 1
-
-
 def one_line(function):
     """Call the function; end the process for what is not a bug, with one line on stderr and an exit code."""
     try:
         try:
             function()
-        finally:
-            flush_outputs()
+        finally:  # here, since Python reports a failure at its end as an ignored exception
+            write(sys.stderr)
+            print(end="", flush=True)
     except KeyboardInterrupt as error:
         end(130, f"\ninterrupted{error}")
     except BrokenPipeError:  # the reader of the output, such as head, has closed it
@@ -115,19 +110,9 @@ def one_line(function):
         if not (hasattr(error, "exit_code") or isinstance(error, OSError) or out_of_memory):
             raise
         message = str(error).strip().splitlines() or ["not enough memory"]
+        if isinstance(error, OSError) and error.filename is None and not write(sys.stdout, "\n"):
+            message = [f"cannot write to the standard output: {error.strerror}"]
         end(getattr(error, "exit_code", 1), f"{os.path.basename(sys.argv[0])}: {message[0]}")
-
-
-def flush_outputs():
-    """Write what the outputs still hold. At its end, Python would report a failure as an ignored exception."""
-    write(sys.stderr)
-    try:
-        sys.stdout.write("")  # with PYTHONUNBUFFERED, what is pending is not written by `flush`
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise OutputError(f"cannot write to the standard output: {error.strerror}") from None
 
 
 def end(code, message=""):
@@ -138,9 +123,10 @@ def end(code, message=""):
 
 
 def write(stream, text=""):
-    """Write the text and what the stream still holds. From a failure on, the stream goes to the null device."""
+    """Write the text and what the stream still holds, or else drop all that follows; whether it could be written."""
     try:
-        stream.write(text)
-        stream.flush()
+        print(text, end="", file=stream, flush=True)
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return False
+    return True

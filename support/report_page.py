@@ -1,5 +1,8 @@
 """The page that report.py writes: tables that can be copied, embedded pictures, sections and style. Nothing of any run."""
 
+if __name__ == "__main__":
+    raise SystemExit("support/report_page.py is a module, not a script: report.py uses it")
+
 import base64
 import csv
 import html

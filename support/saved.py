@@ -1,5 +1,8 @@
 """What a finished run can be evaluated by again: its dataset, and its predictions for the test images."""
 
+if __name__ == "__main__":
+    raise SystemExit("support/saved.py is a module, not a script: report.py and plots.py use it")
+
 import csv
 import json
 import os

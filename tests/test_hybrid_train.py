@@ -24,14 +24,16 @@ from conftest import (
     succeeded,
 )
 
+import cnn_feature_extraction as cnn
 import data
 import hybrid_train
 import mlp_from_scratch as mlp
-from support import files
+from support import files, runs, settings
 from torch_cnn.features import predict_logits
 
-SMALL = ("--channels", 8, 16, "--pool-after", 1, 2, "--learning-rate", 0.1, "--head-hidden", 32)
-TINY = ("--dataset", "digits", "--quick", *SMALL)
+SMALL = ("--channels", 8, 16, "--pool-after", 1, 2, "--learning-rate", 0.1)
+WITHOUT_HEAD = ("--dataset", "digits", "--quick", *SMALL)
+TINY = (*WITHOUT_HEAD, "--head-hidden", 32)
 
 
 def run_in(folder, *flags):
@@ -57,7 +59,7 @@ def joint(frozen, tmp_path_factory):
     start, folder = frozen[0], tmp_path_factory.mktemp("joint")
     flags = ("--training", "joint", "--backbone", start / "backbone.safetensors", "--head", start / "head.safetensors",
              "--learning-rate", 0.02, "--joint-learning-rate", 0.0003, "--epochs", 2)  # fmt: skip
-    return folder / "out", run_in(folder, *TINY, *flags, "--output-dir", folder / "out").strip().splitlines()
+    return folder / "out", run_in(folder, *WITHOUT_HEAD, *flags, "--output-dir", folder / "out").strip().splitlines()
 
 
 def test_files_and_metrics(frozen):
@@ -137,7 +139,7 @@ def test_the_saved_settings_are_those_that_the_backbone_was_trained_with(frozen,
     run_in(tmp_path, *flags, "--head-hidden", 16)
     first, second = (json.loads((path / "settings.json").read_text()) for path in (folder, tmp_path / "out"))
     assert {name for name in first if first[name] != second[name]} == {"backbone", "head_hidden", "output_dir"}
-    for flag, value in (("--dropout", 0.2), ("--batch-size", 9)):  # of its architecture, of its training
+    for flag, value in (("--dropout", 0.2), ("--batch-size", 9), ("--epochs", 3), ("--learning-rate", 0.2)):  # 0.2: default
         line = one_line(run_script("hybrid_train", *flags, flag, value), 2)
         assert f" {flag}: " in line
         assert "leave the flag out" in line
@@ -195,24 +197,28 @@ def test_fine_tuning_starts_where_frozen_training_ended(frozen, joint):
 def test_heads_that_cannot_be_used(frozen, run_script):
     folder, _ = frozen
     head = ("--head", folder / "head.safetensors")
-    assert "add --training joint" in one_line(run_script("hybrid_train", *TINY, *head), 2)
-    assert "add --backbone" in one_line(run_script("hybrid_train", *TINY, "--training", "joint", *head), 2)
+    assert "add --training joint" in one_line(run_script("hybrid_train", *WITHOUT_HEAD, *head), 2)
+    assert "add --backbone" in one_line(run_script("hybrid_train", *WITHOUT_HEAD, "--training", "joint", *head), 2)
     head += ("--training", "joint", "--backbone", folder / "backbone.safetensors")
-    line = one_line(run_script("hybrid_train", *TINY, *head, "--output-dir", folder), 2)
+    line = one_line(run_script("hybrid_train", *WITHOUT_HEAD, *head, "--output-dir", folder), 2)
     assert "is the backbone's own folder; name another" in line
     with pytest.raises(files.FileError, match=r"contains a NumPy MLP .*, expected a hybrid \(hybrid.safetensors\)"):
         hybrid_train.restore(folder / "head.safetensors")
 
 
-def test_divergence_names_the_settings_that_help(run_script, tmp_path):
-    short = ("--dataset", "digits", "--quick", "--epochs", 1, "--channels", 4, "--pool-after", 1)
-    line = one_line(run_script("hybrid_train", *short, "--head-learning-rate", 1e30, "--output-dir", "frozen"), 1)
-    assert "the NumPy MLP: the loss became" in line or "the NumPy MLP: the validation loss became" in line
-    assert "lower --head-learning-rate" in line
-    assert (tmp_path / "frozen/backbone.safetensors").exists()
-    joint = ("--training", "joint", "--joint-learning-rate", 1e30, "--output-dir", "joint")
-    line = one_line(run_script("hybrid_train", *short, *joint), 1)  # and no warnings from NumPy
-    assert "lower --learning-rate or --joint-learning-rate" in line
+@pytest.mark.parametrize(("kind", "said"), [("frozen", "lower --head-learning-rate"),
+                                            ("joint", "lower --learning-rate or --joint-learning-rate")])  # fmt: skip
+def test_divergence_names_the_settings_that_help(kind, said, tmp_path, monkeypatch):
+    """Without warnings from NumPy. No allowed learning rate diverges for sure."""
+    s = settings.load(hybrid_train, cnn, data, runs, dataset="digits", quick=True, epochs=1, channels=(4,), pool_after=(1,),
+                      training=kind, device="cpu", output_dir=str(tmp_path / "run"))  # fmt: skip
+    s.joint_learning_rate, head_s = 1e30, hybrid_train.head_settings(s)
+    head_s.learning_rate = 1e30
+    monkeypatch.setattr(hybrid_train, "head_settings", lambda s: head_s)
+    with pytest.raises(runs.Diverged, match=said) as error:
+        hybrid_train.run(s)
+    assert str(error.value).startswith("the NumPy MLP: the" if kind == "frozen" else "the loss became")
+    assert (tmp_path / "run/backbone.safetensors").exists() == (kind == "frozen")
 
 
 def test_ctrl_c_is_one_line_and_what_was_saved_stays(tmp_path):

@@ -87,7 +87,7 @@ def test_the_same_seed_gives_the_same_bits(finished, run_script, tmp_path):
 
 
 def test_a_learning_rate_that_diverges(run_script):
-    flags = (*DIGITS, "--optimizer", "sgd", "--learning-rate", 1e6)
+    flags = (*DIGITS, "--optimizer", "sgd", "--learning-rate", 999, "--l2", 1)
     assert "--weight-decay 0.1: with --learning-rate" in one_line(run_script("mlp_from_scratch", *flags), 2)
     line = one_line(run_script("mlp_from_scratch", *flags, "--weight-decay", 0), 1)
     assert "loss became" in line  # of training or validation, as the processor rounds
@@ -95,7 +95,8 @@ def test_a_learning_rate_that_diverges(run_script):
 
 
 def test_a_last_step_that_diverges(run_script, tmp_path):
-    flags = ("--optimizer", "sgd", "--learning-rate", 1e30, "--weight-decay", 0, "--batch-size", 100_000, "--epochs", 1)
+    flags = ("--optimizer", "sgd", "--learning-rate", 999, "--weight-decay", 0, "--batch-size", 100_000, "--epochs", 1,
+             "--norm", "none", "--init", "random", "--init-scale", 100, "--hidden", 64, 64, 64, 64)  # fmt: skip
     assert "the validation loss became nan" in one_line(run_script("mlp_from_scratch", *DIGITS, *flags), 1)
     assert not list(tmp_path.glob("runs/*/*/metrics.json"))
 

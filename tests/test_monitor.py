@@ -133,7 +133,7 @@ def test_the_place_of_a_value_that_is_not_finite():
 
 
 def test_divergence_stops_with_the_cause_and_leaves_the_last_good_checkpoint(run_script, tmp_path):
-    flags = ("--dataset", "digits", "--hidden", "--dropout", 0, "--optimizer", "sgd", "--l2", 1, "--weight-decay", 0)
+    flags = ("--dataset", "digits", "--hidden", "--optimizer", "sgd", "--l2", 1, "--weight-decay", 0)
     rise = ("--epochs", 60, "--warmup", 0.9, "--learning-rate", 400)  # the penalty diverges above a learning rate of 2
     line = one_line(run_script("mlp_from_scratch", *flags, *rise, "--output-dir", "run"), 1)
     assert "the loss became" in line

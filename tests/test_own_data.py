@@ -87,7 +87,7 @@ def test_the_hybrid_on_a_folder(shapes, run_script, tmp_path):
     assert (metrics["settings"]["batch_size"], metrics["settings"]["head_batch_size"]) == (32, 32)
     assert metrics["test_accuracy"] > 0.9
     model, metadata = hybrid_train.restore(tmp_path / "out" / "hybrid.safetensors")
-    assert (metadata["image_shape"], model.image_shape) == ([40, 32], (40, 32))
+    assert (metadata["image_shape"], model.input_shape) == ([40, 32], (1, 40, 32))
     test = data.load(str(shapes)).test
     correct = predict_logits(model, test.X).argmax(axis=1) == test.y
     assert correct.mean() == pytest.approx(metrics["test_accuracy"])

@@ -13,7 +13,17 @@ import conftest
 import numpy as np
 import pytest
 import torch
-from conftest import FILES, KEYS, TTA_KEYS, assert_reported, assert_same_weights, one_line, read_metrics, succeeded
+from conftest import (
+    FILES,
+    KEYS,
+    TTA_KEYS,
+    assert_calibrated,
+    assert_reported,
+    assert_same_weights,
+    one_line,
+    read_metrics,
+    succeeded,
+)
 from torch import nn
 from torch.nn import functional as F
 from torchvision.models import ResNet18_Weights, resnet18
@@ -22,6 +32,7 @@ import cnn_feature_extraction as cnn
 import data
 import mlp_from_scratch as mlp
 import plots
+import predict
 import transfer_learning as transfer
 from support import files, runs, settings
 from torch_cnn import backbone, features, resnet
@@ -228,6 +239,10 @@ def test_frozen_as_a_user_runs_it(run_script, home, tmp_path, monkeypatch, capsy
         assert metadata["name"] == model.name == metrics["model"]
         probabilities = torch.softmax(model(torch.from_numpy(test.X)[:, None]), dim=1).detach().numpy()
         assert np.allclose(probabilities, np.load(folder / "test_probabilities.npy"), atol=2e-3)
+        assert_calibrated(folder / "resnet18.safetensors", metrics)
+    (prediction,) = predict.classify(test.X[0], predict.load(folder / "resnet18.safetensors"))
+    assert prediction.model == metrics["model"]
+    assert prediction.probability == max(prediction.probabilities.values())
 
 
 @pytest.mark.parametrize("training", ["fine_tuned", "from_scratch"])
@@ -336,6 +351,16 @@ def test_settings_that_are_not_possible(monkeypatch):
     monkeypatch.setattr(transfer, "init_distributed", lambda: (0, 2))
     with pytest.raises(settings.SettingError, match="torchrun works with cnn_feature_extraction"):
         transfer.check_settings(load("from_scratch"))
+
+
+@pytest.mark.parametrize("line", ["--training frozen --epochs 5", "--training frozen --no-flip", "--fc-dropout 0.5",
+                                  "--training from_scratch --head torch",
+                                  "--training from_scratch --backbone-learning-rate 0.1"])  # fmt: skip
+def test_flags_without_effect_are_refused(line, capsys):
+    with pytest.raises(SystemExit) as ended:
+        settings.parse(transfer, data, runs, argv=line.split())
+    assert ended.value.code == 2
+    assert "it would have no effect" in capsys.readouterr().err
 
 
 def test_quick_settings_keep_the_learning_rates_per_image():
