@@ -1,14 +1,10 @@
 """torchvision's ResNet18 on Fashion-MNIST: ImageNet's features, frozen or fine-tuned, or the same network from scratch.
 
-    python transfer_learning.py --training from_scratch
+    python transfer_learning.py                             features of ImageNet's weights, then the NumPy MLP
+    python transfer_learning.py --training fine_tuned       all layers, from ImageNet's weights
+    python transfer_learning.py --training from_scratch     all layers, from random weights
 
-prints at the end, after ??? on 2 cores of an ??? (Python ?, NumPy ?, torch ?, in ?),
-
-    Fashion-MNIST                               validation      test
-    ResNet18 from scratch                           ??.??%    ??.??%
-      with flip test-time augmentation (TTA)        ??.??%    ??.??%
-
-The other two need ImageNet's weights (45 MB), which torchvision downloads into its cache, `$TORCH_HOME/hub/checkpoints` or
+The first two need ImageNet's weights (45 MB), which torchvision downloads into its cache, `$TORCH_HOME/hub/checkpoints` or
 `~/.cache/torch/hub/checkpoints`.
 """
 
