@@ -37,7 +37,7 @@ from torch_cnn.features import SPLITS, cached_features, classifier_logits, flip_
 TRAINING = "frozen"  # a classifier on features of ImageNet's weights; or all layers, starting from ImageNet's or random
                      # weights: {frozen, fine_tuned, from_scratch}
 FC: tuple = ()  # neurons of fully connected layers between the 512 features and the classifier, in [1, 100000]
-IMAGE_SIZE = 0  # side to which images are enlarged, in pixels, which costs time; ImageNet's is 224; 0 stands for 64 with
+INPUT_SIZE = 0  # side to which images are enlarged, in pixels, which costs time; ImageNet's is 224; 0 stands for 64 with
                 # ImageNet's weights, and for no enlargement from scratch; in [0, 512]
 EPOCHS = 8  # passes over the training set; not with --training frozen; in [1, 10000]
 SEEDS = 1  # number of runs, with seeds from SEED on; metrics.json contains mean and standard deviation; in [1, 1000]
@@ -87,7 +87,7 @@ QUICK = False  # smoke test: at most 2 epochs in batches of at most 64, on a sub
 
 def extract(model, images, s):
     """The features of the frozen `model`, as `cached_features` returns them, from the cache of an earlier run if it fits."""
-    size = resnet.image_size(s)
+    size = resnet.input_size(s)
     path = Path(s.features_dir, f"{size}_{images.fingerprint()[:8]}.npz")
     with suppress(OSError):  # where the cache cannot be written, a line says so
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -165,8 +165,8 @@ def run_network(model, images, s, run):
 def check_settings(s):
     """Raise settings.SettingError, before any data is read, for settings that are not possible here."""
     pick_device(s.device)
-    if 0 < s.image_size < 28:
-        raise settings.SettingError(f"--image-size {s.image_size}: must be 0, or 28 or more")
+    if 0 < s.input_size < 28:
+        raise settings.SettingError(f"--input-size {s.input_size}: must be 0, or 28 or more")
     if init_distributed()[1] > 1:
         raise settings.SettingError("torchrun works with cnn_feature_extraction.py alone")
 

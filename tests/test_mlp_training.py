@@ -176,7 +176,8 @@ def test_data_that_cannot_be_trained_on(X, y, message):
 
 def test_divergence_tells_where_and_what_to_do(digits):
     X, y = digits.train.X[:100].reshape(-1, 784), digits.train.y[:100]
-    trainer = make_trainer(small_mlp(), 100, epochs=5, optimizer="sgd", learning_rate=1e30, schedule="constant")
+    trainer = make_trainer(small_mlp(), 100, epochs=5, optimizer="sgd", learning_rate=0.1, schedule="constant")
+    trainer.s.learning_rate = 1e30  # more than a flag can say
     with pytest.raises(runs.Diverged, match=r"at learning rate 1e\+30: lower --learning-rate, or set --max-grad-norm 1"):
         trainer.fit(X, y, X, y)
 

@@ -79,9 +79,9 @@ def test_seeds_leave_the_callers_settings_alone_and_release_one_seed_before_the_
 
         return wrapper
 
-    def load_images(*arguments, original=data.load):
+    def load_images(*arguments, original=data.load, **options):
         alive.append([label for label, reference in references if reference() is not None])
-        images = original(*arguments)
+        images = original(*arguments, **options)
         references.extend([("dataset", weakref.ref(images)), ("training images", weakref.ref(images.train.X))])
         return images
 

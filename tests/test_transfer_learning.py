@@ -85,7 +85,7 @@ def load(training, **options):
 
 def small(training, folder, **options):
     defaults = {"dataset": "digits", "device": "cpu", "precision": "float32", "epochs": 2, "head_epochs": 2,
-                "batch_size": 30, "image_size": 28, "figures": False, "output_dir": str(folder / "run"),
+                "batch_size": 30, "input_size": 28, "figures": False, "output_dir": str(folder / "run"),
                 "features_dir": str(folder / "features")}  # fmt: skip
     return load(training, **defaults | options)
 
@@ -101,7 +101,7 @@ def test_with_imagenets_weights_it_is_torchvisions_network(state, home, monkeypa
     preset = ResNet18_Weights.IMAGENET1K_V1.transforms()
     mean, std = (torch.tensor(values)[:, None, None] for values in (preset.mean, preset.std))
     for training, size in (("frozen", 0), ("fine_tuned", 28)):
-        model = resnet.build(load(training, image_size=size), 10, pretrained=True).eval()
+        model = resnet.build(load(training, input_size=size), 10, pretrained=True).eval()
         images = x.repeat(1, 3, 1, 1)
         if size == 0:
             images = F.interpolate(images, size=(64, 64), mode="bilinear")
@@ -219,7 +219,7 @@ def test_the_download_is_checked_and_leaves_nothing_behind_if_it_is_wrong(state,
 def test_frozen_as_a_user_runs_it(run_script, home, tmp_path, monkeypatch, capsys):
     """Both heads on the same cached features; the files, the reported results and those of the saved network."""
     monkeypatch.setenv("TORCH_HOME", str(home))
-    flags = ("--dataset", "digits", "--quick", "--image-size", 28, "--head-learning-rate", 0.01, "--output-dir")
+    flags = ("--dataset", "digits", "--quick", "--input-size", 28, "--head-learning-rate", 0.01, "--output-dir")
     printed = succeeded(run_script("transfer_learning", "--fc", 32, *flags, "numpy"))
     assert "features: 512 per image" in printed
     assert "ResNet18 frozen (not ImageNet's weights) + NumPy MLP 512-32-10" in printed
@@ -265,7 +265,7 @@ def test_it_learns_and_the_saved_network_gives_the_reported_results(training, fe
     with pytest.raises(files.FileError, match=r"contains a ResNet18 \(resnet18.safetensors\), expected a CNN"):
         backbone.restore(tmp_path / "run/resnet18.safetensors")
     tensors, metadata = files.load_weights(tmp_path / "run/resnet18.safetensors")
-    for change in ({"image_size": 10**9}, {"fc": [10**9]}, {"training": "frozen"}):  # before any memory is allocated
+    for change in ({"input_size": 10**9}, {"fc": [10**9]}, {"training": "frozen"}):  # before any memory is allocated
         files.save_weights(tmp_path / "odd", tensors, metadata | {"settings": metadata["settings"] | change})
         with pytest.raises(files.FileError, match="odd: not in this project's format"):
             resnet.restore(tmp_path / "odd")
@@ -346,8 +346,8 @@ def test_a_diverged_head_names_its_flag(head, few, home, tmp_path, monkeypatch):
 
 
 def test_settings_that_are_not_possible(monkeypatch):
-    with pytest.raises(settings.SettingError, match="--image-size 8: must be 0, or 28 or more"):
-        transfer.check_settings(load("from_scratch", image_size=8))
+    with pytest.raises(settings.SettingError, match="--input-size 8: must be 0, or 28 or more"):
+        transfer.check_settings(load("from_scratch", input_size=8))
     monkeypatch.setattr(transfer, "init_distributed", lambda: (0, 2))
     with pytest.raises(settings.SettingError, match="torchrun works with cnn_feature_extraction"):
         transfer.check_settings(load("from_scratch"))

@@ -80,7 +80,7 @@ def build(s, classes=10, mean=0.0, std=1.0, pretrained=False):
         stem, pool = [network.conv1, network.bn1, network.relu, network.maxpool], []
         preset = WEIGHTS.transforms()
         mean, std = ([[[value]] for value in values] for values in (preset.mean, preset.std))  # (3, 1, 1)
-    size = image_size(s)
+    size = input_size(s)
     enlarge = [nn.Upsample((size, size), mode="bilinear")] if size else []
     stages = [*network.layer1, *pool, *network.layer2, *network.layer3, *network.layer4]
     standardize = [Standardize()] if s.training == "frozen" else []
@@ -93,9 +93,9 @@ def build(s, classes=10, mean=0.0, std=1.0, pretrained=False):
     return model
 
 
-def image_size(s):
+def input_size(s):
     """Side to which images are enlarged, in pixels; 0: not enlarged."""
-    return s.image_size or (0 if s.training == "from_scratch" else 64)
+    return s.input_size or (0 if s.training == "from_scratch" else 64)
 
 
 def fully_connected(n_in, hidden, dropout, classes):
@@ -150,8 +150,8 @@ def restore(path):
     tensors, metadata = files.load_weights(path, "resnet18")
     with files.checked_format(path):
         s = SimpleNamespace(**metadata["settings"])
-        if not 0 <= s.image_size <= 512:
-            raise ValueError(f"image_size {s.image_size}")
+        if not 0 <= s.input_size <= 512:
+            raise ValueError(f"input_size {s.input_size}")
         with torch.device("meta"):  # where the weights of build take no memory
             model = build(s, len(metadata["classes"]))
         load_tensors(model, tensors)
