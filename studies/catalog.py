@@ -14,7 +14,7 @@ from tqdm import tqdm
 from studies import both, cnn, mlp, output, readme, workers
 from studies.comparison import Comparison, Options, variants_of
 from studies.progress import TYPICAL_SECONDS, Progress
-from studies.runner import Runner
+from studies.runner import Runner, stopped
 from studies.study import SCRIPTS, Study, learning_rate_of, modules_of, settings_of, vary
 from support import settings
 
@@ -121,6 +121,16 @@ def command_of(study, options):
     return shlex.join(["python", "experiments.py", *words])
 
 
+def write(folder, comparison, rows):
+    """Write the files of a finished study and README.md into `folder`; return the summary. Raises files.FileError."""
+    try:
+        summary = output.write(folder / comparison.study.name, comparison, rows)
+        readme.write(folder, STUDIES, lambda message: tqdm.write(message, file=sys.stderr))
+        return summary
+    except OSError as error:
+        raise stopped(f"{folder}: cannot be written ({error.strerror})") from None
+
+
 def run(studies, folder, store, options, num_jobs):
     """Run the studies and write their files into `folder`; return the number of runs that failed.
 
@@ -142,10 +152,8 @@ def run(studies, folder, store, options, num_jobs):
             for comparison in comparisons:
                 rows = comparison.run()
                 progress.end_study()
-                summary = output.write(folder / comparison.study.name, comparison, rows)
-                tqdm.write(readme.terminal_text(summary))
+                tqdm.write(readme.terminal_text(write(folder, comparison, rows)))
                 sys.stdout.flush()
-                readme.write(folder, STUDIES, lambda message: tqdm.write(message, file=sys.stderr))
     except KeyboardInterrupt:
         raise KeyboardInterrupt("; finished runs are kept, and the same command continues with them") from None
     finally:

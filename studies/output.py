@@ -22,19 +22,15 @@ RANGE = 12  # points of accuracy that a figure shows below the best variant; a v
 
 
 def write(folder, comparison, rows):
-    """Write the files of a finished study into `folder`; return its summary. Raises files.FileError."""
+    """Write the files of a finished study into `folder`; return its summary. Raises OSError."""
     summary, table = comparison.summary(rows), comparison.table(rows)
     text = io.StringIO()
     writer = csv.DictWriter(text, table[-1], restval="", lineterminator="\n")  # a final run has all columns
     writer.writeheader()
     writer.writerows(table)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        files.write_text(folder / "runs.csv", text.getvalue())
-        save(folder, summary)
-    except OSError as error:
-        raise files.FileError(f"{folder}: cannot be written ({error.strerror}); the runs are kept, and the same command "
-                              "writes it again") from None  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    files.write_text(folder / "runs.csv", text.getvalue())
+    save(folder, summary)
     return summary
 
 

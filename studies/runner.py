@@ -71,7 +71,7 @@ class Runner:
 
     def dataset(self, s):
         """(fingerprint of the dataset of the settings s, its number of training images), before --train-size and noise."""
-        given = {name: getattr(s, name) for name in ("dataset", "data_dir", "quick")}
+        given = {name: getattr(s, name) for name in ("dataset", "data_dir", "quick", "image_size")}
         key = tuple(given.values())
         if key not in self.versions:
             images = data.load(**given, offline_fallback=False)
