@@ -10,7 +10,12 @@ CHOSEN = (  # (study, number of its claim)
     ("initialization", 2), ("optimizer", 0), ("schedule", 0), ("loss", 0), ("cnn_dropout", 0), ("cnn_augmentation", 0),
     ("training_images", 0),
 )  # fmt: skip
-WORDS = {"holds": "holds", "does not hold": "does not hold", "not distinguishable": "makes no distinguishable difference"}
+WORDS = {  # of what is reported, and of what was chosen
+    "holds": ("holds here", "better here"),
+    "does not hold": ("does not hold here", "worse here"),
+    "not distinguishable": ("no distinguishable difference here",) * 2,
+}
+WHOLE = ("dropout", "norm", "input_normalization")  # studies about which nothing is reported: their verdicts
 
 
 def lines(results):
@@ -25,6 +30,12 @@ def lines(results):
             claim = files.read_json(path)["claims"][number]
             kind, _, text = claim["text"].partition(": ")
             numbers = f"{claim['points']:+.2f} points, p = {claim['p_holm']:.2g}"
-            word = f"**{WORDS[claim['verdict']]}** ({numbers})"
-            groups[claim["verdict"]].append(f"- {kind} elsewhere: {text}: [{word}](results/studies/README.md#{name})")
+            word = f"**{WORDS[claim['verdict']][kind == 'Choice']}** ({numbers})"
+            groups[claim["verdict"]].append(f"- {kind}: {text}: [{word}](results/studies/README.md#{name})")
+    for name in WHOLE:
+        path = results / "studies" / name / "summary.json"
+        if path.exists():
+            summary = files.read_json(path)
+            groups["not distinguishable"].append(f"- [{summary['question']}](results/studies/README.md#{name}) "
+                                                 f"{summary['verdict']}")  # fmt: skip
     return "".join(f"{line}\n" for group in groups.values() for line in group)

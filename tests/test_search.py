@@ -153,19 +153,21 @@ def test_more_trials_continue_a_search_and_another_search_is_refused(tmp_path, s
 
 
 def test_poor_trials_are_stopped_and_impossible_ones_are_rows(tmp_path, monkeypatch):
-    space = {"learning_rate": (0.003, 1e-7, 1e30), "weight_decay": (0.1,)}
+    space = {"learning_rate": (0.003, 1e-7, 999.0), "weight_decay": (0.1,)}
     monkeypatch.setitem(search.SPACES, "mlp", space)
     monkeypatch.setattr(search, "PRUNER", {"n_startup_trials": 1})
     run(tmp_path, "--trials", 6, "--epochs", 3)
     rows = trials(tmp_path)
-    states = {rate: {row["state"] for row in rows if row["learning_rate"] == rate} for rate in ("0.003", "1e-07", "1e+30")}
-    assert states == {"0.003": {"finished"}, "1e-07": {"stopped early"}, "1e+30": {"failed"}}
+    states = {rate: {row["state"] for row in rows if row["learning_rate"] == rate} for rate in ("0.003", "1e-07", "999")}
+    assert states == {"0.003": {"finished"}, "1e-07": {"stopped early"}, "999": {"failed"}}
     assert {row["epochs"] for row in rows} == {"3", "1", "0"}
     assert all(("one step would remove all of the weights" in row["message"]) == (row["state"] == "failed") for row in rows)
 
 
 def test_diverged_trials_are_rows(tmp_path, monkeypatch):
-    monkeypatch.setitem(search.SPACES, "mlp", {"learning_rate": (1e30, 1e32), "weight_decay": (0.0,), "norm": ("none",)})
+    monkeypatch.setitem(search.SPACES, "mlp", {
+        "learning_rate": (900.0, 999.0), "weight_decay": (0.0,), "norm": ("none",), "activation": ("leaky_relu",),
+        "optimizer": ("sgd",)})  # fmt: skip
     with pytest.raises(runs.Diverged, match=r"all trials diverged or failed, see .*trials\.csv; edit SPACES"):
         run(tmp_path, "--trials", 2, "--epochs", 1)
     for row in trials(tmp_path):

@@ -166,7 +166,8 @@ def test_partial_fit_after_fit_is_one_epoch_at_a_constant_rate(digits):
     ({"solver": "lbfgs"}, "^solver lbfgs: choose from sgd"), ({"learning_rate_init": -1.0}, "^learning_rate_init -1.0: "),
     ({"n_iter_no_change": -1}, "^n_iter_no_change -1: must be in"), ({"alpha": -1}, "^alpha -1: must be in"),
     ({"learning_rate": "plateau"}, "plateau"), ({"learning_rate": 0.1}, "set learning_rate_init"),
-    ({"solver": "sgd", "learning_rate_init": 1e30}, "loss became .*lower learning_rate_init, or set max_grad_norm"),
+    ({"solver": "sgd", "learning_rate_init": 999, "activation": "leaky_relu"},
+     "loss became .*lower learning_rate_init, or set max_grad_norm"),
 ])  # fmt: skip
 def test_a_mistake_is_a_valueerror_that_names_the_parameter(options, said, digits):
     with pytest.raises(ValueError, match=said) as raised:

@@ -74,9 +74,9 @@ def test_gradient_check_has_a_row_for_each_layer():
     readable(figure)
     rows = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert rows[0] == "Linear"
-    assert len(rows) == 10
+    assert len(rows) == 11
     errors = [line.get_xdata()[0] for line in figure.axes[0].lines if len(line.get_xdata()) == 1]
-    assert len(errors) == 2 * 16  # x of ten rows, W, b of one, gamma, beta of two; against differences and autograd
+    assert len(errors) == 2 * 17  # x of ten rows, W, b of one, gamma, beta of two, temperature; against differences and autograd
     assert max(errors) < 1e-7
 
 

@@ -282,7 +282,8 @@ def test_the_rows_of_a_real_run(tmp_path, digits):
     assert {"val_accuracy", "test_accuracy", "parameters", "seconds", "train_eval_accuracy"} < row.keys()
     assert len(row["history"]["val_accuracy"]) == row["epochs"] == 2
     json.dumps(row, allow_nan=False)
-    job = Job("mlp", vars(settings_of("mlp", s | {"learning_rate": 1e30})), "key")
+    diverging = {"optimizer": "sgd", "activation": "leaky_relu", "hidden": (8, 8), "learning_rate": 999}
+    job = Job("mlp", vars(settings_of("mlp", s | diverging)), "key")
     row = execute.execute(job, tmp_path)
     assert row["dataset"] == "digits"
     assert "the loss became" in row["diverged"]
