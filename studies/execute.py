@@ -56,7 +56,7 @@ def execute(job, folder):
         running.parent.mkdir(parents=True, exist_ok=True)
         running.touch()
     try:
-        with threadpool_limits(1), contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
+        with one_thread(job.script), contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
             return train(job, folder)
     except Exception as error:
         name = "" if hasattr(error, "exit_code") else f"{type(error).__name__}: "  # a message for users, or a fault
@@ -67,12 +67,25 @@ def execute(job, folder):
             running.unlink(missing_ok=True)
 
 
-def train(job, folder):
-    """The row of a run. Raises what the script raises, except runs.Diverged."""
-    if job.script != "mlp":
+@contextlib.contextmanager
+def one_thread(script):
+    """A context in which NumPy and, for other scripts than the MLP's, PyTorch compute in one thread."""
+    with threadpool_limits(1):
+        if script == "mlp":
+            yield
+            return
         import torch  # here, since an MLP needs none
 
+        threads = torch.get_num_threads()
         torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+
+
+def train(job, folder):
+    """The row of a run. Raises what the script raises, except runs.Diverged."""
     s, script = settings_of(job.script, job.settings), importlib.import_module(SCRIPTS[job.script])
     names = ("dataset", "data_dir", "offline_fallback", "split_seed", "quick", "val_fraction", "train_size", "label_noise",
              "image_size")  # fmt: skip

@@ -31,12 +31,11 @@ from typing import NamedTuple
 import numpy as np
 import optuna
 from optuna.trial import TrialState
-from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 import data
 from studies import search_figure
-from studies.execute import row_of
+from studies.execute import one_thread, row_of
 from studies.runner import Runner
 from studies.study import SCRIPTS, label, settings_of
 from support import files, runs, settings
@@ -284,15 +283,11 @@ class Search:
             if row["epoch"] < s.epochs and trial.should_prune():
                 raise optuna.TrialPruned
 
-        if self.script != "mlp":
-            import torch  # here, since an MLP needs none
-
-            torch.set_num_threads(1)
         silent = io.StringIO()
         with tempfile.TemporaryDirectory(prefix="search_") as temporary:
             s.output_dir = str(Path(temporary, "run"))
             try:
-                with threadpool_limits(1), contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
+                with one_thread(self.script), contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
                     importlib.import_module(SCRIPTS[self.script]).run(s, self.images, report)
             except files.FileError as error:  # a full disk
                 reason = str(error).split("; once")[0]

@@ -76,7 +76,8 @@ def test_gradient_check_has_a_row_for_each_layer():
     assert rows[0] == "Linear"
     assert len(rows) == 11
     errors = [line.get_xdata()[0] for line in figure.axes[0].lines if len(line.get_xdata()) == 1]
-    assert len(errors) == 2 * 17  # x of ten rows, W, b of one, gamma, beta of two, temperature; against differences and autograd
+    # x of ten rows, W and b of one, gamma and beta of two, temperature; against differences and autograd
+    assert len(errors) == 2 * 17
     assert max(errors) < 1e-7
 
 
