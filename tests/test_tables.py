@@ -16,8 +16,10 @@ FOLDERS = ([folder for folder, _ in tables.RUNS] + [f"references/{folder}" for f
 
 @pytest.fixture
 def copy(tmp_path):
-    """A folder with the READMEs and the metrics.json files, as in the repository."""
-    for path in (*tables.FILES, *(f"results/{folder}/metrics.json" for folder in FOLDERS)):
+    """A folder with the READMEs, the metrics.json and the summary.json files, as in the repository."""
+    summaries = (path.relative_to(ROOT) for path in ROOT.glob("results/studies/*/summary.json"))
+    metrics = (f"results/{folder}/metrics.json" for folder in FOLDERS)
+    for path in (*tables.FILES, "results/studies/README.md", *metrics, *summaries):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / path, tmp_path / path)
     return tmp_path
@@ -26,6 +28,16 @@ def copy(tmp_path):
 def test_the_committed_tables_are_those_made_from_the_results(capsys):
     assert tables.main(["--check"]) == 0, capsys.readouterr().out
     assert capsys.readouterr().out == ""
+
+
+def test_what_we_found_follows_the_studies(copy):
+    path = copy / "results/studies/depth/summary.json"
+    changed = json.loads(path.read_text(encoding="utf-8"))
+    changed["claims"][0] |= {"verdict": "does not hold", "points": -1.25}
+    path.write_text(json.dumps(changed), encoding="utf-8")
+    assert tables.main(["--check"], copy) == 1
+    tables.main([], copy)
+    assert "[**does not hold here** (-1.25 points" in (copy / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
