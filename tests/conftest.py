@@ -61,6 +61,15 @@ def no_data(monkeypatch):
 
 
 @pytest.fixture
+def environ():
+    """Restores the environment variables afterwards: Dask sets the number of threads of its workers in them."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture
 def run_script(tmp_path):
     """run_script("mlp_from_scratch", "--epochs", 1): the finished process, run in an empty folder and with no network."""
 

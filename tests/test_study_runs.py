@@ -236,6 +236,7 @@ def test_a_process_that_dies_costs_its_own_run_only(no_data, monkeypatch, tmp_pa
     assert [rows[job.key] for job in jobs] == expected
 
 
+@pytest.mark.usefixtures("environ")
 def test_a_dask_worker_that_dies_costs_its_own_run_only_even_if_it_is_the_only_one(no_data, monkeypatch, tmp_path):
     distributed = pytest.importorskip("distributed", reason="needs the optional package distributed")
     import dask
