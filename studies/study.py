@@ -85,9 +85,10 @@ def modules_of(script):
 
 def learning_rate_of(script, changes):
     """The setting that is this script's learning rate."""
-    if script != "hybrid":
-        return "learning_rate"
-    return "joint_learning_rate" if changes.get("training") == "joint" else "head_learning_rate"
+    training = changes.get("training", "frozen")  # of the scripts that have it
+    if script == "hybrid" and training == "joint":
+        return "joint_learning_rate"
+    return "head_learning_rate" if script in ("hybrid", "transfer") and training == "frozen" else "learning_rate"
 
 
 def settings_of(script, changes):
