@@ -31,9 +31,10 @@ import plots
 from numpy_nn.optimizers import lr_at
 from support import files, runs, settings, training
 from support.small_data import with_batch_size, with_suitable_batch_size
+from support.tta import tta_logits
 from torch_cnn.backbone import build, feature_map_sizes, numpy_state, save, summary, to_channels_last
 from torch_cnn.devices import Processes, generator, init_distributed, pick_device, pick_precision
-from torch_cnn.features import cached_features, classifier_logits, extract_features, flip_tta_logits, predict_logits
+from torch_cnn.features import cached_features, classifier_logits, extract_features, predict_logits
 from torch_cnn.figures import cnn_figures
 
 # ---- settings: edit here, or override any of them on the command line (--epochs 5) ----
@@ -74,7 +75,8 @@ LABEL_SMOOTHING = 0.1  # fraction of each label that is spread over all classes,
 FLIP = True  # mirror each training image with probability 0.5; redrawn in every epoch
 SHIFT = 1  # random shift of training images, in pixels; redrawn in every epoch; in [0, 1023]
 ERASE = 0  # side of a square of noise in half of the training images, in pixels; redrawn in every epoch; in [0, 1024]
-TTA = "flip"  # test-time augmentation: add the logits of the mirrored image; only with --flip: {none, flip}
+TTA = "flip"  # test-time augmentation: add the logits of the mirrored image, or also of images shifted by one pixel;
+              # only with --flip: {none, flip, shifts}
 # -- run
 RECIPE = "default"  # plain is a small baseline, three convolutions and Adam, nothing else: {default, plain}
 SEED = 0  # seed of initialization, batch order and augmentation, in [0, 2147483647]
@@ -369,12 +371,12 @@ def run(s, images=None, on_epoch=None):
         logits = evaluate(model, images, features)
         if s.save_weights:
             save(run.path / "backbone.safetensors", model, images, s, **training.for_prediction(images, logits["val"]))
-        tta_logits = flip_tta_logits(model, images, logits) if s.flip and s.tta == "flip" else None
+        tta = tta_logits(s, lambda X: predict_logits(model, X), images, logits)
         title = plots.run_title(model.name, images.name, s.seed)
         figures = {"curves.png": training_curves(history, s, title)} if s.figures else {}
         if s.figures and features:
             figures |= cnn_figures(model, images, features, logits["test"], title)
-        return training.report(run, images, title, model.name, logits, tta_logits, curves=figures, model=model.name,
+        return training.report(run, images, title, model.name, logits, tta, curves=figures, model=model.name,
                                parameters=model.num_parameters, features=model.classifier.in_features, **model.compute)
 
 

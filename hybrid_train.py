@@ -32,9 +32,10 @@ from numpy_nn.calibration import fit_temperature
 from numpy_nn.optimizers import OPTIMIZERS
 from support import files, runs, settings, training
 from support.small_data import suitable_batch_size, with_suitable_batch_size
+from support.tta import tta_logits
 from torch_cnn import backbone
 from torch_cnn.devices import init_distributed, pick_device
-from torch_cnn.features import cached_features, flip_tta_logits, predict_logits
+from torch_cnn.features import cached_features, predict_logits
 
 # ---- settings: edit here, or override any of them on the command line (--head-epochs 5) ----
 # -- hybrid
@@ -378,10 +379,10 @@ def run_joint(images, s, model):
 
 def close(run, images, s, model, title, row, logits, figures, other_rows=None, **metrics):
     """The closing report of a CNN whose classifier is a NumpyHead."""
-    tta_logits = flip_tta_logits(model, images, logits) if s.flip and s.tta == "flip" else None
+    tta = tta_logits(s, lambda X: predict_logits(model, X), images, logits)
     network = model.classifier.mlp
     num_parameters = sum(p.numel() for p in model.backbone.parameters()) + len(network.params)
-    return training.report(run, images, title, row, logits, tta_logits, other_rows=other_rows, curves=figures,
+    return training.report(run, images, title, row, logits, tta, other_rows=other_rows, curves=figures,
                            model=f"{model.name} + NumPy MLP {network.name}", parameters=num_parameters, **metrics,
                            **model.compute)  # fmt: skip
 

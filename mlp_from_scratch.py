@@ -29,6 +29,7 @@ from numpy_nn.layers import ACTIVATIONS, LOSSES, NORMS, Dropout, Linear
 from numpy_nn.monitor import TrainingMonitor, large_step_advice, locate_nonfinite
 from numpy_nn.optimizers import EMA, OPTIMIZERS, ReduceLROnPlateau, lr_at
 from support import files, runs, settings, training
+from support.tta import tta_logits
 
 # ---- settings: edit here, or override any of them on the command line (--epochs 5) ----
 # -- first to change
@@ -65,7 +66,8 @@ SHIFT = 0  # random shift of training images, in pixels; redrawn for every batch
 ERASE = 0  # side of a square of noise in half of the training images, in pixels; redrawn for every batch; in [0, 1024]
 AUGMENT_ONCE = False  # augment once, before training, not anew for every batch; only with --flip, --shift or --erase
 NORMALIZE = "global"  # mean 0 and standard deviation 1 over all pixels, or for each pixel: {none, global, per_pixel}
-TTA = "flip"  # test-time augmentation: add the logits of the mirrored image; only with --flip: {none, flip}
+TTA = "flip"  # test-time augmentation: add the logits of the mirrored image, or also of images shifted by one pixel;
+              # only with --flip: {none, flip, shifts}
 # -- run
 RECIPE = "default"  # plain is a baseline: Adam with a cosine schedule and nothing else, 12 epochs: {default, plain}
 SEED = 0  # seed of initialization, batch order, dropout and augmentation, in [0, 2147483647]
@@ -374,18 +376,16 @@ def run(s, images=None, on_epoch=None):
                     (X_eval, images.train.y[: len(X_eval)]))  # fmt: skip
         metadata = {"dataset": images.name, "classes": images.classes, "image_shape": images.image_shape}
         metadata |= {"mean": np.asarray(mean).tolist(), "std": np.asarray(std).tolist()}
-        logits, tta_logits = {"val": model.predict_logits(X_val), "test": model.predict_logits(X_test)}, None
+        logits = {"val": model.predict_logits(X_val), "test": model.predict_logits(X_test)}
         if s.save_weights:
             metadata |= training.for_prediction(images, logits["val"], s.loss)
             save(run.path / "weights.safetensors", model, metadata)
-        if s.flip and s.tta == "flip":
-            mirrored = {name: data.standardize(getattr(images, name).X[:, :, ::-1], mean, std) for name in logits}
-            tta_logits = {name: logits[name] + model.predict_logits(X) for name, X in mirrored.items()}
+        tta = tta_logits(s, lambda X: model.predict_logits(data.standardize(X, mean, std)), images, logits)
         title = plots.run_title(f"NumPy MLP {model.name}", images.name, s.seed)
         run.save(trainer.step_log(title))
         figures = numpy_nn.figures.of_training(trainer, X_val[:1000], images.val, title) if s.figures else {}
         best = {"best_epoch": trainer.best_epoch} if s.patience else {}
-        return training.report(run, images, title, f"NumPy MLP {model.name}", logits, tta_logits, loss=s.loss,
+        return training.report(run, images, title, f"NumPy MLP {model.name}", logits, tta, loss=s.loss,
                                curves=figures, model=f"NumPy MLP {model.name}", parameters=len(model.params), **best)
 
 

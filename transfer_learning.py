@@ -28,9 +28,10 @@ import mlp_from_scratch as mlp
 import plots
 from hybrid_train import standardize_
 from support import runs, settings, training
+from support.tta import tta_logits
 from torch_cnn import backbone, resnet
 from torch_cnn.devices import init_distributed, pick_device
-from torch_cnn.features import SPLITS, cached_features, classifier_logits, flip_tta_logits, predict_logits
+from torch_cnn.features import SPLITS, cached_features, classifier_logits, predict_logits
 
 # ---- settings: edit here, or override any of them on the command line (--epochs 5) ----
 # -- first to change
@@ -73,8 +74,8 @@ FLIP = True  # mirror each training image with probability 0.5; redrawn in every
 SHIFT = 1  # random shift of training images, in pixels; redrawn in every epoch; not with --training frozen; in [0, 27]
 ERASE = 0  # side of a square of noise in half of the training images, in pixels; redrawn in every epoch; not with
            # --training frozen; in [0, 28]
-TTA = "flip"  # test-time augmentation: add the logits of the mirrored image; only with --flip; not with
-              # --training frozen: {none, flip}
+TTA = "flip"  # test-time augmentation: add the logits of the mirrored image, or also of images shifted by one pixel;
+              # only with --flip; not with --training frozen: {none, flip, shifts}
 # -- run
 SEED = 0  # seed of initialization, batch order and augmentation, in [0, 2147483647]
 DEVICE = "auto"  # where to train; auto is the first that is available: {auto, cuda, mps, cpu}
@@ -150,7 +151,7 @@ def run_frozen(model, images, s, run):
 def run_network(model, images, s, run):
     """Train all layers; in fine-tuning, those with ImageNet's weights have a learning rate of their own.
 
-    Returns (the moving average of the model, logits {split: (N, classes)}, those with TTA or None, history).
+    Returns (the moving average of the model, logits {split: (N, classes)}, what tta_logits returns, history).
     """
     groups = None
     if s.training == "fine_tuned":
@@ -159,7 +160,7 @@ def run_network(model, images, s, run):
     trainer_s = SimpleNamespace(**vars(s) | {"norm": "batch", "compile": False})
     model, history = cnn.train(images, s, run, trainer=cnn.make_trainer(images, trainer_s, model, parameters=groups))
     logits = {split: predict_logits(model, getattr(images, split).X) for split in ("val", "test")}
-    return model, logits, flip_tta_logits(model, images, logits) if s.flip and s.tta == "flip" else None, history
+    return model, logits, tta_logits(s, lambda X: predict_logits(model, X), images, logits), history
 
 
 def check_settings(s):
@@ -194,9 +195,9 @@ def run(s, images=None, on_epoch=None):
     model = resnet.build(s, len(images.classes), mean, std, pretrained=s.training != "from_scratch")
     with runs.Run("transfer_learning", s, on_epoch) as run:
         if s.training == "frozen":
-            (logits, history), tta_logits = run_frozen(model, images, s, run), None
+            (logits, history), tta = run_frozen(model, images, s, run), None
         else:
-            model, logits, tta_logits, history = run_network(model, images, s, run)
+            model, logits, tta, history = run_network(model, images, s, run)
         if s.save_weights:
             backbone.save(run.path / "resnet18.safetensors", model, images, s, kind="resnet18", name=model.name,
                           **training.for_prediction(images, logits["val"]))
@@ -205,7 +206,7 @@ def run(s, images=None, on_epoch=None):
         if s.figures:
             figures["curves.png"] = (plots.curves({title: history}, title) if s.training == "frozen"
                                      else cnn.training_curves(history, s, title))  # fmt: skip
-        return training.report(run, images, title, model.name, logits, tta_logits, curves=figures, model=model.name,
+        return training.report(run, images, title, model.name, logits, tta, curves=figures, model=model.name,
                                parameters=model.num_parameters, **model.compute)
 
 

@@ -107,11 +107,11 @@ class Trainer:
         return f"the loss became {row['train_loss'] + row['val_loss']:g} in epoch {row['epoch']}: lower --learning-rate"
 
 
-def report(run, images, title, row, logits, tta_logits=None, *, loss="softmax", other_rows=None, curves=None, **metrics):
+def report(run, images, title, row, logits, tta=None, *, loss="softmax", other_rows=None, curves=None, **metrics):
     """Write the figures, test probabilities and metrics of a trained model, print its results; return the metrics.
 
     title: of the figures; row: the model in the printed table, below other_rows {name: (validation, test accuracy)}.
-    logits: {"val": (N, classes), "test": (N, classes)}; tta_logits: the same, summed over the views of each image.
+    logits: {"val": (N, classes), "test": (N, classes)}; tta: what tta.tta_logits returns, or None.
     curves: {file name: Figure}; metrics: what metrics.json contains besides.
     """
     s = run.settings
@@ -127,11 +127,13 @@ def report(run, images, title, row, logits, tta_logits=None, *, loss="softmax", 
     table = (other_rows or {}) | {row: (results["val_accuracy"], results["test_accuracy"])}
     results |= {"test_loss": loss_function(logits["test"], y)[0], "test_ece": calibration(y, probabilities)[-1],
                 "temperature": temperature, "test_ece_calibrated": calibration(y, after)[-1]}
-    if tta_logits:
-        tta = {f"{split}_accuracy_flip_tta": accuracy(values, getattr(images, split).y)
-               for split, values in tta_logits.items()}  # fmt: skip
-        table["  with flip test-time augmentation (TTA)"] = tuple(tta.values())
-        results |= tta
+    tta_logits, views = tta or ({}, None)
+    rows = {"flip": "  with flip test-time augmentation (TTA)", "shift": f"  with flip and shift TTA ({views})"}
+    for kind, summed in tta_logits.items():
+        accuracies = {split: accuracy(values, getattr(images, split).y) for split, values in summed.items()}
+        table[rows[kind]] = tuple(accuracies.values())
+        results |= {f"{split}_accuracy_{kind}_tta": value for split, value in accuracies.items()}
+    results |= {"shift_tta_views": views} if views else {}
     return run.finish(table, dataset=images.name, **images.sizes, **results, **metrics)
 
 

@@ -34,17 +34,6 @@ def test_features_of_many_images_are_in_order():
         assert torch.allclose(features.extract_features(model, X[i : i + 1])[0], extracted[i], atol=1e-5)
 
 
-def test_flip_tta_adds_the_logits_of_the_mirrored_images(digits):
-    model = small()
-    logits = {split: features.predict_logits(model, getattr(digits, split).X) for split in ("val", "test")}
-    tta = features.flip_tta_logits(model, digits, logits)
-    assert set(tta) == {"val", "test"}
-    for split in tta:
-        mirrored = features.predict_logits(model, np.flip(getattr(digits, split).X, axis=2).copy())
-        assert tta[split] == pytest.approx(logits[split] + mirrored, abs=1e-5)
-        assert np.abs(tta[split] - 2 * logits[split]).max() > 0.01
-
-
 def test_the_cache_agrees_with_the_dataset_and_is_loaded(digits, tmp_path, capsys):
     path, model = tmp_path / "features.npz", small()
     extracted = features.cached_features(path, model, digits)

@@ -114,11 +114,12 @@ def test_a_loss_that_is_not_finite_stops_before_it_is_saved(loss):
 def reported(digits, tmp_path, capsys):
     """(folder, the returned metrics, printed text) of a report on logits made up at random."""
     rng, classes = np.random.default_rng(0), len(digits.classes)
-    logits, tta_logits = ({name: 3 * np.eye(classes)[getattr(digits, name).y] + 2 * rng.standard_normal(
-        (len(getattr(digits, name).y), classes)) for name in ("val", "test")} for _ in range(2))  # fmt: skip
+    logits, flip, shift = ({name: 3 * np.eye(classes)[getattr(digits, name).y] + 2 * rng.standard_normal(
+        (len(getattr(digits, name).y), classes)) for name in ("val", "test")} for _ in range(3))  # fmt: skip
+    tta_logits = {"flip": flip, "shift": shift}
     with runs.Run("test", SimpleNamespace(output_dir=str(tmp_path), figures=True, save_weights=True)) as run:
-        metrics = training.report(run, digits, "title", "my model", logits, tta_logits, other_rows={"other": (0.5, 0.25)},
-                                  model="m", parameters=7)  # fmt: skip
+        metrics = training.report(run, digits, "title", "my model", logits, (tta_logits, "10 views"), model="m",
+                                  other_rows={"other": (0.5, 0.25)}, parameters=7)  # fmt: skip
     return tmp_path, metrics, capsys.readouterr().out, logits, tta_logits
 
 
@@ -128,13 +129,15 @@ def test_the_report_is_what_the_logits_say(reported, digits):
     for name in ("val", "test"):
         labels = getattr(digits, name).y
         assert metrics[f"{name}_accuracy"] == np.mean(logits[name].argmax(axis=1) == labels)
-        assert metrics[f"{name}_accuracy_flip_tta"] == np.mean(tta_logits[name].argmax(axis=1) == labels)
+        for kind, summed in tta_logits.items():
+            assert metrics[f"{name}_accuracy_{kind}_tta"] == np.mean(summed[name].argmax(axis=1) == labels)
+    assert metrics["shift_tta_views"] == "10 views"
     assert np.load(folder / "test_probabilities.npy") == pytest.approx(softmax(logits["test"]), abs=1e-3)
     assert (metrics["parameters"], metrics["model"], metrics["test_size"]) == (7, "m", len(digits.test.y))
     lines = printed.splitlines()
     table = [line for line in lines if "%" in line]
     assert [line.split("  ")[0] or line.strip().split("  ")[0] for line in table] == [
-        "other", "my model", "with flip test-time augmentation (TTA)"]  # fmt: skip
+        "other", "my model", "with flip test-time augmentation (TTA)", "with flip and shift TTA (10 views)"]  # fmt: skip
     assert f"{metrics['test_accuracy']:.2%}" in table[1]
 
 

@@ -1,4 +1,4 @@
-"""Features and logits of a trained CNN: extraction in eval mode and dataset order, the feature cache, flip TTA."""
+"""Features and logits of a trained CNN: extraction in eval mode and dataset order, the feature cache."""
 
 if __name__ == "__main__":
     raise SystemExit("torch_cnn/features.py is a module, not a script: cnn_feature_extraction.py uses it")
@@ -40,11 +40,6 @@ def classifier_logits(model, features):
 def predict_logits(model, X):
     """Logits (N, classes), a NumPy array, of images X (N, 28, 28)."""
     return classifier_logits(model, extract_features_numpy(model, X)).cpu().numpy()
-
-
-def flip_tta_logits(model, images, logits):
-    """Logits {"val": (N, classes), "test": ...} plus those of the mirrored images."""
-    return {split: values + predict_logits(model, getattr(images, split).X[:, :, ::-1]) for split, values in logits.items()}
 
 
 def cached_features(path, model, images, fallback_path=None, save=True, layer="flatten"):
