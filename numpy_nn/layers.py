@@ -216,11 +216,11 @@ class BatchNorm(Layer):
     def backward(self, dout):
         # dbeta = sum(dout), dgamma = sum(dout * x_hat), over the batch
         # dx = gamma * rstd * (dout - mean(dout) - x_hat * mean(dout * x_hat))
-        #    = gamma * rstd * (dout - dbeta / N - x_centered * rstd * dgamma / N), from right to left:
+        #    = gamma * rstd * (dout - dbeta / N - x_centered * rstd * dgamma / N); the code starts at its right end
         n, dgamma, dbeta = len(dout), self.grads["gamma"], self.grads["beta"]
         dout.sum(axis=0, out=dbeta)  # (N, D) -> (D,)
         np.einsum("nd,nd->d", dout, self.x_centered, out=dgamma)  # (N, D) -> (D,)
-        dgamma *= self.rstd
+        dgamma *= self.rstd  # x_hat = x_centered * rstd
         dx = np.multiply(self.x_centered, -self.rstd * dgamma / n, out=self.workspace("dx", dout))
         dx -= dbeta / n
         dx += dout
