@@ -19,7 +19,7 @@ from torchvision import transforms
 import cnn_feature_extraction
 import data
 import hybrid_train
-from benchmarks.timing import NAMES, TARGETS, interleave, ratios, spread, with_spread
+from benchmarks.timing import NAMES, TARGETS, interleave, load_images, ratios, spread, with_spread
 from support import settings
 from torch_cnn import backbone
 from torch_cnn.devices import pick_precision
@@ -123,10 +123,6 @@ def profile_epoch(epoch):
     times = {event.key.split(": ")[-1]: event.cpu_time_total / 1e6 for event in profiler.key_averages()
              if not event.key.endswith("Backward0") or "evaluate_function" in event.key}  # fmt: skip
     return seconds, {layers: sum(times.get(name, 0) for name in names) / seconds for layers, names in PASSES.items()}
-
-
-def load_images(s):
-    return data.load_for(s)
 
 
 def dashes(*widths):

@@ -13,8 +13,7 @@ from statistics import median
 
 import numpy as np
 
-import data
-from benchmarks.timing import NAMES, TARGETS, cold_start, interleave, ratios, spread, with_spread
+from benchmarks.timing import NAMES, TARGETS, cold_start, interleave, load_images, ratios, spread, with_spread
 from support import settings
 
 HIDDEN, BATCH_SIZE = (256, 128), 128
@@ -120,7 +119,7 @@ def compare(X, y, names, rounds, hidden=HIDDEN, batch_size=BATCH_SIZE):
 
 def pixels(s):
     """The training images (N, 784) and labels (N,), all of them in memory, and the dataset's name."""
-    images = data.load_for(s)
+    images = load_images(s)
     X, y = (array[: s.images] if s.quick else array for array in (images.train.X, images.train.y))
     return np.ascontiguousarray(X.reshape(len(X), -1)), y, images.name  # (N, 28, 28) -> (N, 784)
 

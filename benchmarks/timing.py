@@ -14,6 +14,9 @@ import time
 from pathlib import Path
 from statistics import median
 
+import data
+from support import settings
+
 SCRIPT = Path(__file__).resolve().parent.parent / "benchmark.py"
 NAMES = {"ours": "this project", "torch_fused": "PyTorch, resident tensors, fused Adam",
          "torch_tutorial": "PyTorch, DataLoader and Adam", "scikit_learn": "scikit-learn MLPClassifier",
@@ -21,6 +24,16 @@ NAMES = {"ours": "this project", "torch_fused": "PyTorch, resident tensors, fuse
          "torch_reference": "the same with the MLP in PyTorch, fused Adam"}  # fmt: skip
 # Time of ours / theirs, at most
 TARGETS = {"torch_fused": 0.75, "torch_tutorial": 0.42, "scikit_learn": 0.50, "torch_reference": 1.05}
+
+
+def load_images(s):
+    """The Dataset of the settings `s`. Raises settings.SettingError for one that the networks here do not fit."""
+    images = data.load_for(s)
+    if images.image_shape != (28, 28) or len(images.classes) != 10:
+        size = " x ".join(map(str, images.image_shape))
+        raise settings.SettingError(f"--dataset {s.dataset}: {len(images.classes)} classes of {size} pixels; the networks "
+                                    "of the benchmark are for 10 classes of 28 x 28")  # fmt: skip
+    return images
 
 
 class BenchmarkError(Exception):

@@ -15,7 +15,9 @@ from test_dataset_files import idx
 from test_own_data import NAMES, arrays, keras, put_shapes
 
 import data
-from support import dataset_files
+import mlp_from_scratch
+from benchmarks import timing
+from support import dataset_files, settings
 from support.dataset_files import DataError
 
 
@@ -171,6 +173,12 @@ def test_an_unknown_name_is_a_wrong_setting_and_a_path_an_unusable_file(run_scri
     line = one_line(run_script("mlp_from_scratch", "--dataset", "./fashion"), 1)
     assert "--dataset fashion: no such file or folder; expected class subfolders" in line
     assert not list(tmp_path.iterdir())
+
+
+def test_the_benchmark_refuses_images_that_its_networks_do_not_fit(tmp_path):
+    s = settings.load(mlp_from_scratch, data, dataset=keras(tmp_path / "my.npz"))
+    with pytest.raises(settings.SettingError, match="3 classes of 12 x 10 pixels; the networks of the benchmark are for 10"):
+        timing.load_images(s)
 
 
 # ---- never the digits in place of what was named
