@@ -19,7 +19,7 @@ WHOLE = ("dropout", "norm", "input_normalization")  # studies about which nothin
 
 
 def lines(results):
-    """A Markdown list with a line for each chosen claim whose study is in results/studies; those that hold come first.
+    """A Markdown list with a line for each chosen claim that was tested in results/studies; those that hold come first.
 
     Raises files.FileError.
     """
@@ -28,6 +28,8 @@ def lines(results):
         path = results / "studies" / name / "summary.json"
         if path.exists():
             claim = files.read_json(path)["claims"][number]
+            if claim["verdict"] not in WORDS:  # not tested: a variant diverged, or has one seed
+                continue
             kind, _, text = claim["text"].partition(": ")
             numbers = f"{claim['points']:+.2f} points, p = {claim['p_holm']:.2g}"
             word = f"**{WORDS[claim['verdict']][kind == 'Choice']}** ({numbers})"

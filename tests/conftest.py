@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from threadpoolctl import threadpool_limits
 
 import data
 import mlp_from_scratch
@@ -18,6 +20,10 @@ import report
 from pictures import ood
 from support import files, runs, settings, training
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # several processes: each and its children compute in one thread
+    os.environ |= {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}
+    threadpool_limits(1)
+    torch.set_num_threads(1)
 ROOT = Path(__file__).parent.parent
 SCRIPTS = ("mlp_from_scratch", "cnn_feature_extraction", "hybrid_train")
 NOWHERE = "http://127.0.0.1:9"  # the discard port: a proxy there refuses every connection at once

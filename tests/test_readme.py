@@ -55,21 +55,21 @@ def parse_experiments(words):
 
 
 def test_the_readme_is_short_and_in_order():
-    assert len(README.splitlines()) <= 200
+    assert len(README.splitlines()) <= 210
     assert re.findall(r"^## (.*)$", README, re.MULTILINE) == [
         "Run it", "Results", "Does the NumPy MLP help?", "What we found", "Your own pictures",
-        "Use a trained model from Python", "How it works", "Scripts", "Recipes", "Tests", "Data",
+        "Use a trained model from Python", "How it works", "Scripts", "Recipes", "A report to hand in", "Tests", "Data",
         "License and citation"]  # fmt: skip
     assert README.index("![") < README.index("## Run it")
     assert README.index("bin/python hybrid_train.py") < 1500
 
 
 def test_one_line_is_the_test_line():
-    lines = re.findall(r"^python3 -m venv .* -m pytest$", README, re.MULTILINE)
-    assert lines == ["python3 -m venv .venv && .venv/bin/pip install -r requirements.txt pytest hypothesis && "
-                     ".venv/bin/python -m pytest"]  # fmt: skip
+    lines = re.findall(r"^python3 -m venv .* -m pytest.*$", README, re.MULTILINE)
+    assert lines == ["python3 -m venv .venv && .venv/bin/pip install -r requirements.txt pytest pytest-xdist hypothesis && "
+                     ".venv/bin/python -m pytest -n 2 --dist loadfile"]  # fmt: skip
     workflow = (ROOT / ".github/workflows/tests.yml").read_text(encoding="utf-8")
-    assert "grep -E '^python3 -m venv .* -m pytest$' README.md" in workflow
+    assert "grep -E '^python3 -m venv .* -m pytest' README.md" in workflow
 
 
 @pytest.mark.parametrize(("script", "flags"), COMMANDS, ids=lambda value: value.strip())
