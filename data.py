@@ -34,6 +34,7 @@ OFFLINE_FALLBACK = True  # if there are no files and no network, use the digits 
 VAL_FRACTION = 0.2  # fraction of the training images (60,000) in the validation split, in [0.01, 0.9]
 SPLIT_SEED = 0  # seed of the split into training and validation images, in [0, 2147483647]
 TRAIN_SIZE = 0  # train on a subset of this many images, with equal class proportions; 0 uses all; in [0, 10000000]
+TRAIN_ON_VAL = False  # train on the validation images as well, for a last run with settings that are chosen already
 LABEL_NOISE = 0.0  # fraction of the training labels that are replaced by another class, drawn at random; in [0, 1)
 # ----
 
@@ -83,25 +84,30 @@ def by_two(image_size):
     return tuple(image_size) * 2 if len(image_size) == 1 else tuple(image_size)
 
 
+# The settings that are arguments of `load`
+ARGUMENTS = ("dataset", "data_dir", "offline_fallback", "split_seed", "quick", "val_fraction", "train_size", "train_on_val",
+             "label_noise", "image_size")  # fmt: skip
+
+
 def load_for(s):
-    """The Dataset of a script's settings `s`. Raises DataError, or settings.SettingError for impossible augmentation."""
+    """The Dataset of a script's settings `s`. Raises DataError, or settings.SettingError for settings that do not fit it."""
     from support import settings  # here, so that importing data stays light
 
-    names = ("dataset", "data_dir", "offline_fallback", "split_seed", "quick", "val_fraction", "train_size", "label_noise",
-             "image_size")  # fmt: skip
-    images = load(**{name: getattr(s, name) for name in names})
+    settings.check_train_on_val(s)
+    images = load(**{name: getattr(s, name) for name in ARGUMENTS})
     settings.check_augmentation(s, images.image_shape)
     return images
 
 
 def load(dataset=None, data_dir=None, offline_fallback=None, split_seed=None, quick=False, val_fraction=None, train_size=0,
-         label_noise=0.0, image_size=None):  # fmt: skip
+         train_on_val=False, label_noise=0.0, image_size=None):  # fmt: skip
     """Fashion-MNIST as a Dataset: 48,000 / 12,000 / 10,000 images for training, validation and test, by default.
 
     None stands for the constant of that name above, and for $FASHION_MNIST_DIR where it is set. Looks in `data_dir`, then
     downloads. If both fail and `data_dir` is the default and empty, scikit-learn's digits replace it and a line on stderr
-    says so, unless `offline_fallback` is False. `quick` keeps a stratified subset: 6,000 / 1,500 / 2,000. `train_size` and
-    `label_noise` change the training split alone. For a `dataset` that is a path, see support/own_data.py. Raises DataError.
+    says so, unless `offline_fallback` is False. `quick` keeps a stratified subset: 6,000 / 1,500 / 2,000. `train_size`,
+    `train_on_val` and `label_noise` change the training split alone. A `dataset` that is a path: see support/own_data.py.
+    Raises DataError.
     """
     dataset = DATASET if dataset is None else dataset
     data_dir = os.environ.get("FASHION_MNIST_DIR") or DATA_DIR if data_dir is None else data_dir
@@ -139,6 +145,8 @@ def load(dataset=None, data_dir=None, offline_fallback=None, split_seed=None, qu
         raise DataError(f"--train-size {train_size:,}: the training split has {len(train):,} images")
     if train_size:
         train = train[stratified_split(y[train], train_size, split_seed)[1]]
+    if train_on_val:
+        train, name = np.sort(np.concatenate([train, val])), f"{name}, validation images in training"
     y_train = with_label_noise(y, label_noise, len(classes), split_seed) if label_noise else y
     return Dataset(name, classes, make_split(X, y_train, train), make_split(X, y, val), make_split(X_test, y_test, test))
 

@@ -262,6 +262,8 @@ def check_split(path, trained_with, s):
             flag = f"--{name.replace('_', '-')}"
             raise files.FileError(f"{path}: was trained with {flag} {value}; with {getattr(s, name)}, the validation split "
                                   "would contain images of its training split")  # fmt: skip
+    if trained_with.get("train_on_val") and not s.train_on_val:
+        raise files.FileError(f"{path}: was trained with --train-on-val, so give it here as well")
 
 
 def quick_settings(s):
@@ -332,7 +334,8 @@ def run_frozen(images, s, model):
 
         head, history = train_head(features, images.classes, s, run)
         metadata = {"dataset": images.name, "classes": images.classes, "mean": head.mean, "std": head.std,
-                    "split_seed": s.split_seed, "val_fraction": s.val_fraction, "input": "features"}  # fmt: skip
+                    "split_seed": s.split_seed, "val_fraction": s.val_fraction, "train_on_val": s.train_on_val,
+                    "input": "features"}  # fmt: skip
         logits = {split: head.mlp.predict_logits(features[f"X_{split}"]) for split in ("val", "test")}
         model.classifier = head.to(model.mean.device).eval()
         if s.save_weights:

@@ -21,8 +21,9 @@ from support import settings
 STUDIES = {study.name: study for module in (mlp, cnn, both) for study in module.STUDIES}
 COMMANDS = ("sweep", "compare", "search", "heads")  # other words for the first argument
 RESULTS = Path(__file__).parent.parent / "results/studies"
+# Settings that change no result of a study, or have a flag of their own
 NOT_VARIED = ("seed", "seeds", "output_dir", "resume", "figures", "save_weights", "log_steps", "tta", "quick",
-              "offline_fallback")  # they change no result of a study, or have a flag of their own  # fmt: skip
+              "offline_fallback", "train_on_val")  # fmt: skip
 
 
 def listing():

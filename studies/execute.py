@@ -87,9 +87,7 @@ def one_thread(script):
 def train(job, folder):
     """The row of a run. Raises what the script raises, except runs.Diverged."""
     s, script = settings_of(job.script, job.settings), importlib.import_module(SCRIPTS[job.script])
-    names = ("dataset", "data_dir", "offline_fallback", "split_seed", "quick", "val_fraction", "train_size", "label_noise",
-             "image_size")  # fmt: skip
-    images = load_images(**{name: getattr(s, name) for name in names})
+    images = load_images(**{name: getattr(s, name) for name in data.ARGUMENTS})
     if job.backbone:
         s.backbone = str(backbone_path(folder, job.backbone))
     try:

@@ -37,7 +37,8 @@ def images_of_run(metrics, loaded=None, data_dir=None):
     data_dir = data_dir or (folder if os.path.isdir(folder) else None)  # it may have moved since
     options = {"dataset": s["dataset"], "data_dir": data_dir,
                "offline_fallback": "in place of" in metrics["dataset"], "split_seed": s["split_seed"], "quick": s["quick"],
-               "val_fraction": s.get("val_fraction"), "image_size": s.get("image_size")}  # fmt: skip
+               "val_fraction": s.get("val_fraction"), "image_size": s.get("image_size"),
+               "train_on_val": s.get("train_on_val", False)}  # fmt: skip
     key = json.dumps(options)
     images = loaded[key] = loaded.get(key) or data.load(**options)
     if images.name != metrics["dataset"]:

@@ -157,6 +157,16 @@ def parse_value(name, value, comment, default):
     return elements if several else elements[0]
 
 
+def check_train_on_val(s):
+    """Raise SettingError for what the validation images are to choose although the model is trained on them."""
+    given = vars(s)
+    if given["train_on_val"] and given.get("tta") == "shifts":
+        raise SettingError("--tta shifts: not with --train-on-val; let a run without it choose the views, and name them: "
+                           "--tta 10_views")  # fmt: skip
+    if given["train_on_val"] and given.get("patience"):
+        raise SettingError(f"--patience {s.patience}: not with --train-on-val; let a run without it choose --epochs")
+
+
 def check_augmentation(s, image_shape):
     """Raise SettingError for shifts and erased squares that are larger than the images, (height, width)."""
     size, smallest = " x ".join(map(str, image_shape)), min(image_shape)

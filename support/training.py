@@ -128,7 +128,7 @@ def report(run, images, title, row, logits, tta=None, *, loss="softmax", other_r
     results |= {"test_loss": loss_function(logits["test"], y)[0], "test_ece": calibration(y, probabilities)[-1],
                 "temperature": temperature, "test_ece_calibrated": calibration(y, after)[-1]}
     tta_logits, views = tta or ({}, None)
-    rows = {"flip": "  with flip test-time augmentation (TTA)", "shift": f"  with flip and shift TTA ({views})"}
+    rows = {"flip": "  with flip test-time augmentation (TTA)", "shift": f"  with flip and shift TTA ({views} views)"}
     for kind, summed in tta_logits.items():
         accuracies = {split: accuracy(values, getattr(images, split).y) for split, values in summed.items()}
         table[rows[kind]] = tuple(accuracies.values())

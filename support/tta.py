@@ -7,18 +7,19 @@ import numpy as np
 
 # {name: shifts (down, right) in pixels}; each shifted image is a view, and so is its mirror image
 SHIFTS = {
-    "2 views": ((0, 0),),
-    "6 views": ((0, 0), (-1, -1), (1, 1)),
-    "10 views": ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1)),
-    "18 views": tuple((down, right) for down in (0, -1, 1) for right in (0, -1, 1)),
+    "2_views": ((0, 0),),
+    "6_views": ((0, 0), (-1, -1), (1, 1)),
+    "10_views": ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1)),
+    "18_views": tuple((down, right) for down in (0, -1, 1) for right in (0, -1, 1)),
 }
 
 
 def tta_logits(s, predict, images, logits):
-    """({"flip": {"val": (N, classes), "test": ...}, "shift": ...}, name of the views of "shift" or None).
+    """({"flip": {"val": (N, classes), "test": ...}, "shift": ...}, number of views of "shift" or None).
 
     s.tta is none, or s.flip False: nothing. flip: the logits of each image plus those of its mirror image. shifts: besides,
-    the sum over that one of SHIFTS with the highest validation accuracy; of two with the same, the one with fewer views.
+    the sum over that one of SHIFTS with the highest validation accuracy; of two with the same, the one with fewer views. Or
+    the name of one of SHIFTS.
     predict: images (N, H, W) -> logits (N, classes). logits: {"val": (N, classes), "test": ...} of the images as they are.
     """
     if s.tta == "none" or not s.flip:
@@ -27,15 +28,17 @@ def tta_logits(s, predict, images, logits):
     flip = {"flip": pairs[0, 0]}
     if s.tta == "flip":
         return flip, None
-    for shift in SHIFTS["18 views"][1:]:
+    for shift in SHIFTS["18_views"][1:]:
         pairs[shift] = {}
         for split in logits:
             X = shifted(getattr(images, split).X, *shift)
             pairs[shift][split] = predict(X) + predict(X[:, :, ::-1])
     sums = {name: {split: sum(pairs[shift][split] for shift in shifts) for split in logits}
             for name, shifts in SHIFTS.items()}  # fmt: skip
-    best = max(SHIFTS, key=lambda name: np.mean(sums[name]["val"].argmax(axis=1) == images.val.y))
-    return flip | {"shift": sums[best]}, best
+    best = s.tta
+    if s.tta == "shifts":
+        best = max(SHIFTS, key=lambda name: np.mean(sums[name]["val"].argmax(axis=1) == images.val.y))
+    return flip | {"shift": sums[best]}, 2 * len(SHIFTS[best])
 
 
 def shifted(X, down, right):

@@ -9,7 +9,8 @@ import pytest
 from conftest import ROOT
 
 import data
-from support import dataset_files
+import mlp_from_scratch
+from support import dataset_files, settings
 
 
 def splits(images):
@@ -161,3 +162,24 @@ def test_label_noise_replaces_training_labels_by_other_classes(digits):
     counts = np.bincount((noisy.train.y - digits.train.y)[wrong] % 10, minlength=10)
     assert counts[0] == 0
     assert counts[1:].min() > 20  # each other class is drawn
+
+
+def test_train_on_val_adds_the_validation_images_and_says_so(digits):
+    images = data.load("digits", train_on_val=True)
+    assert images.name == "digits, validation images in training"
+    assert images.train.indices.tolist() == sorted([*digits.train.indices, *digits.val.indices])
+    rows = np.isin(images.train.indices, digits.val.indices)
+    assert np.array_equal(images.train.X[rows], digits.val.X)
+    assert np.array_equal(images.train.y[rows], digits.val.y)
+    for split in ("val", "test"):
+        assert np.array_equal(getattr(images, split).indices, getattr(digits, split).indices)
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"tta": "shifts"}, "--tta shifts: not with --train-on-val; .* name them: --tta 10_views"),
+    ({"patience": 5}, "--patience 5: not with --train-on-val; let a run without it choose --epochs"),
+])  # fmt: skip
+def test_images_that_were_trained_on_choose_nothing(options, message):
+    s = settings.load(mlp_from_scratch, data, dataset="digits", train_on_val=True, **options)
+    with pytest.raises(settings.SettingError, match=message):
+        data.load_for(s)

@@ -188,6 +188,16 @@ def test_a_head_that_does_not_fit_is_refused(head_file, digits, setting, value, 
         hybrid_train.load_head(path, digits, s)
 
 
+def test_a_head_trained_on_the_validation_images_is_refused_where_they_validate(head_file, digits):
+    path, s = head_file
+    network, metadata = mlp.restore(path)
+    mlp.save(path, network, metadata | {"train_on_val": True})
+    with pytest.raises(files.FileError, match="was trained with --train-on-val, so give it here as well"):
+        hybrid_train.load_head(path, digits, s)
+    s.train_on_val = True
+    assert hybrid_train.load_head(path, digits, s).mlp.config["sizes"] == (196, 12, 10)
+
+
 @pytest.mark.parametrize(("norm", "changes"), [("batch", {}), ("none", {"mean": [0.1] * 196})])
 def test_heads_of_mlp_from_scratch_are_refused(norm, changes, head_file, digits):
     path, s = head_file

@@ -118,7 +118,7 @@ def reported(digits, tmp_path, capsys):
         (len(getattr(digits, name).y), classes)) for name in ("val", "test")} for _ in range(3))  # fmt: skip
     tta_logits = {"flip": flip, "shift": shift}
     with runs.Run("test", SimpleNamespace(output_dir=str(tmp_path), figures=True, save_weights=True)) as run:
-        metrics = training.report(run, digits, "title", "my model", logits, (tta_logits, "10 views"), model="m",
+        metrics = training.report(run, digits, "title", "my model", logits, (tta_logits, 10), model="m",
                                   other_rows={"other": (0.5, 0.25)}, parameters=7)  # fmt: skip
     return tmp_path, metrics, capsys.readouterr().out, logits, tta_logits
 
@@ -131,7 +131,7 @@ def test_the_report_is_what_the_logits_say(reported, digits):
         assert metrics[f"{name}_accuracy"] == np.mean(logits[name].argmax(axis=1) == labels)
         for kind, summed in tta_logits.items():
             assert metrics[f"{name}_accuracy_{kind}_tta"] == np.mean(summed[name].argmax(axis=1) == labels)
-    assert metrics["shift_tta_views"] == "10 views"
+    assert metrics["shift_tta_views"] == 10
     assert np.load(folder / "test_probabilities.npy") == pytest.approx(softmax(logits["test"]), abs=1e-3)
     assert (metrics["parameters"], metrics["model"], metrics["test_size"]) == (7, "m", len(digits.test.y))
     lines = printed.splitlines()

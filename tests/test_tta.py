@@ -55,12 +55,19 @@ def test_shifts_takes_the_views_that_are_best_on_the_validation_images(name):
     views = [view for down, right in SHIFTS[name] for moved in (np.roll(
         np.pad(VAL, ((0, 0), (1, 1), (1, 1))), (down, right), axis=(1, 2))[:, 1:-1, 1:-1],)
         for view in (moved, moved[:, :, ::-1])]  # fmt: skip
-    assert len(views) == int(name.split()[0])
+    assert len(views) == int(name.split("_")[0])
     wanted = sum(map(predict, views))
     summed, chosen = tta_logits(setting("shifts"), predict, images(y_val=wanted.argmax(axis=1)), LOGITS)
-    assert chosen == name  # the only views that get all labels right
+    assert chosen == len(views)  # the only views that get all labels right
     assert summed["shift"]["val"] == pytest.approx(wanted)
     assert summed["flip"]["val"] == pytest.approx(predict(VAL) + predict(VAL[:, :, ::-1]))
+
+
+@pytest.mark.parametrize("name", SHIFTS)
+def test_views_that_are_named_are_taken(name):
+    best, (named, views) = (tta_logits(setting(tta), predict, images(), LOGITS) for tta in ("shifts", name))
+    assert views == int(name.split("_")[0])
+    assert np.array_equal(named["shift"]["test"], best[0]["shift"]["test"]) == (best[1] == views)
 
 
 def test_the_test_images_do_not_choose_the_views():
@@ -70,4 +77,4 @@ def test_the_test_images_do_not_choose_the_views():
 
 def test_of_equally_good_views_the_fewest():
     logits = {name: np.tile([1.0, 0, 0], (30, 1)) for name in LOGITS}
-    assert tta_logits(setting("shifts"), lambda X: np.tile([1.0, 0, 0], (30, 1)), images(), logits)[1] == "2 views"
+    assert tta_logits(setting("shifts"), lambda X: np.tile([1.0, 0, 0], (30, 1)), images(), logits)[1] == 2
