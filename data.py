@@ -57,6 +57,11 @@ class Dataset:
     train: Split
     val: Split
     test: Split
+    bright_on_dark: bool = True  # whether the images are bright on black, as those of NAMED, and not pictures of any kind
+
+    def as_shown(self, X):
+        """Images X for the figures, which draw 1 black: those of NAMED dark on white, pictures as they are."""
+        return X if self.bright_on_dark else 1 - X
 
     @property
     def sizes(self):
@@ -148,7 +153,8 @@ def load(dataset=None, data_dir=None, offline_fallback=None, split_seed=None, qu
     if train_on_val:
         train, name = np.sort(np.concatenate([train, val])), f"{name}, validation images in training"
     y_train = with_label_noise(y, label_noise, len(classes), split_seed) if label_noise else y
-    return Dataset(name, classes, make_split(X, y_train, train), make_split(X, y, val), make_split(X_test, y_test, test))
+    splits = make_split(X, y_train, train), make_split(X, y, val), make_split(X_test, y_test, test)
+    return Dataset(name, classes, *splits, bright_on_dark=dataset in NAMED)
 
 
 def read_named(dataset, folder, fallback):

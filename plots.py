@@ -16,6 +16,7 @@ if __name__ == "__main__":  # before the slow imports: Ctrl-C
 
 import argparse
 import textwrap
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from support.saved import read_history
 
 RIGHT, WRONG, TRAIN, VAL, GREY = "#0072B2", "#D55E00", "#1f77b4", "#d1603d", "#666666"  # right, wrong: Okabe and Ito
 DPI = 160
+warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # class names in letters without a font: boxes
 SERIES = ("#0072B2", "#E69F00", "#117733", "#AA4499", "#D55E00", "#56B4E9", "#332288", "#999933")  # of several lines
 MODEL_COLORS = {"NumPy MLP": "#E69F00", "CNN": "#117733", "CNN features + NumPy MLP": "#AA4499",
                 "CNN + NumPy MLP, trained jointly": "#332288", "other": "#666666"}  # fmt: skip
@@ -70,7 +72,7 @@ def curves(histories, title, augmented=False, smoothing=0.0):
                 thin = {"linewidth": 0.6, "alpha": 0.6} if len(lines) > 1 else {"linewidth": 1.6, "label": name}
                 few = "o" if len(values) == 1 else None  # a single epoch would be no line
                 ax.plot(np.arange(1, len(values) + 1), values, style, color=color, marker=few, **thin)
-                in_range.append(values[min(len(values) - 1, max(1, len(values) // 10)) :])
+                in_range.append(values[len(values) // 10 :])
             if len(lines) > 1:
                 mean = np.mean([values[: min(map(len, lines))] for values in lines], axis=0)
                 ax.plot(np.arange(1, len(mean) + 1), mean, style, color=color, linewidth=1.8, label=name)
@@ -345,7 +347,7 @@ def redraw(folder, images=None):
         after = None
         if "temperature" in metrics:
             after = recalibrated(probabilities, metrics["temperature"], s.get("loss", "softmax"))
-        figures |= evaluation(images.test.X, images.test.y, probabilities, images.classes, title, after)
+        figures |= evaluation(images.as_shown(images.test.X), images.test.y, probabilities, images.classes, title, after)
     return figures
 
 
@@ -360,7 +362,9 @@ def main(argv=None):
                 figures = redraw(folder)
             except OSError as error:
                 raise SystemExit(f"plots.py: {folder}: not a finished run ({error.filename}: {error.strerror})") from None
-            except (files.FileError, *files.DAMAGED, DataError) as error:
+            except DataError as error:
+                raise SystemExit(f"plots.py: {folder}: {error}") from None
+            except (files.FileError, *files.DAMAGED) as error:
                 raise SystemExit(f"plots.py: {folder}: not a finished run ({error})") from None
             settings = files.read_json(folder / "metrics.json")["settings"]
             for name, content in figures.items():
@@ -370,7 +374,8 @@ def main(argv=None):
                         content.savefig(temporary)
                     else:
                         temporary.write_text(content, encoding="utf-8")
-            print(f"{folder}: {', '.join(figures) or 'nothing to draw from'}")
+            names = [name if isinstance(content, str) else file_name(name, settings) for name, content in figures.items()]
+            print(f"{folder}: {', '.join(names) or 'nothing to draw from'}")
 
 
 if __name__ == "__main__":

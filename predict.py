@@ -43,7 +43,6 @@ TOP = 3  # classes that are printed for each network
 DETAILED = 10  # with more pictures, or a folder, contact sheets replace the detailed figure
 # ----
 
-BRIGHT_ON_DARK = ("Fashion-MNIST", "MNIST", "KMNIST", "digits")  # datasets whose images show one thing on black
 WARNING = "unlike the training images"
 COLUMNS = ("picture", "model", "class", "probability", "warning")  # of predictions.csv
 SUFFIXES = {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp",  # of pictures; those below are named and skipped
@@ -82,10 +81,17 @@ def load(*paths):
     Raises files.FileError for a file that is missing, damaged, or not a network for images.
     """
     folder = Path(__file__).resolve().parent / "models"
-    return [load_one(Path(path)) for path in paths or [folder / f"{name}.safetensors" for name in MODELS]]
+    paths = list(dict.fromkeys(map(Path, paths))) or [folder / f"{name}.safetensors" for name in MODELS]
+    loaded = list(map(load_one, paths))
+    names = [classifier.name for classifier in loaded]
+    return [classifier._replace(name=f"{classifier.name} ({path})") if names.count(classifier.name) > 1 else classifier
+            for classifier, path in zip(loaded, paths, strict=True)]  # fmt: skip
 
 
 def load_one(path):
+    if path.is_dir():
+        inside = sorted(file.name for file in path.glob("*.safetensors") if file.name != runs.CHECKPOINT)
+        raise files.FileError(f"{path}: is a folder; name one of its weights files: {', '.join(inside) or 'there is none'}")
     _, metadata = files.load_weights(path)
     loaders = {"mlp": load_mlp, "cnn": load_cnn, "hybrid": load_hybrid, "resnet18": load_resnet}
     kind = metadata.get("model")
@@ -101,7 +107,7 @@ def load_one(path):
             raise ValueError(f"temperature {temperature}, loss {loss}")
         if detector:
             detector.is_unlike(np.zeros((1, *shape)))
-        garments = metadata["dataset"].startswith(BRIGHT_ON_DARK)
+        garments = bool(metadata.get("bright_on_dark", True))
         return Classifier(name, tuple(metadata["classes"]), tuple(shape), logits, network, temperature, loss, detector,
                           garments)  # fmt: skip
 
@@ -146,7 +152,7 @@ def classify(picture, classifiers):
     """A list with the Prediction of each Classifier.
 
     picture: path of a PNG, JPEG or WebP file, a Pillow image, or an array (height, width), (..., 3) or (..., 4), of floats
-    in [0, 1] or of uint8. Raises files.FileError for a picture that cannot be read or shows a single color.
+    in [0, 1] or of uint8. Raises files.FileError for a picture that cannot be read, is none or shows a single color.
     """
     name, predictions = str(picture) if isinstance(picture, (str, Path)) else "", []
     kinds = {(classifier.garments, classifier.shape) for classifier in classifiers}
@@ -193,12 +199,17 @@ def evidence_map(network, image, label):
 
 
 def find_pictures(paths):
-    """The files that the command line names: pictures as they are, of a folder all pictures in it and its subfolders."""
+    """The files that the command line names: pictures as they are, of a folder all pictures in it and its subfolders.
+
+    Subfolders with results of this script are left out.
+    """
     found = []
     for path in map(Path, paths):
         if path.is_dir():
+            results = {file.parent for file in path.rglob("predictions.csv") if (file.parent / "settings.json").exists()}
             inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()
-                            and not any(part.startswith(".") for part in file.relative_to(path).parts))  # fmt: skip
+                            and not any(part.startswith(".") for part in file.relative_to(path).parts)
+                            and results.isdisjoint(file.parents))  # fmt: skip
             if not inside:
                 raise files.FileError(f"{path}: no pictures (PNG, JPEG or WebP) in this folder")
             found += inside
@@ -237,16 +248,23 @@ def csv_text(results):
 
 
 def check_output_dir(output_dir, pictures):
-    """Raise files.FileError where an earlier run that is renamed would take the pictures with it."""
+    """Raise files.FileError for a folder that cannot be written to, or whose content would be lost or renamed."""
     folder = Path(output_dir).resolve()
-    if output_dir and any(folder in path.resolve().parents for path in pictures):
+    if not output_dir:
+        return
+    if any(folder in path.resolve().parents for path in pictures):
         raise files.FileError(f"--output-dir {output_dir}: contains the pictures; name another folder")
+    if (folder / "predictions.csv").exists() and not (folder / "settings.json").exists():
+        raise files.FileError(f"--output-dir {output_dir}: has a predictions.csv that is not this script's; name another "
+                              "folder")  # fmt: skip
+    runs.check_folder(output_dir)
 
 
 def run(paths, models=(), output_dir=""):
     """Classify the pictures; print and write the results. Return (list of lists of Prediction, number of files skipped)."""
-    pictures, classifiers, results, skipped = find_pictures(paths), load(*models), [], 0
+    pictures, results, skipped = find_pictures(paths), [], 0
     check_output_dir(output_dir, pictures)
+    classifiers = load(*models)
     detailed = len(pictures) <= DETAILED and not any(Path(path).is_dir() for path in paths)
     maps = []
     for path in pictures:
@@ -273,7 +291,8 @@ def run(paths, models=(), output_dir=""):
             with files.atomic_write(folder / name) as temporary:
                 figure.savefig(temporary, format="png")
     count = f"{len(results):,} picture{'s' * (len(results) != 1)}" + (f", {skipped:,} skipped" if skipped else "")
-    print(f"\n{count}; predictions.csv and {' and '.join(drawn)} are in\n{folder}")
+    figures_written = next(iter(drawn)) if len(drawn) == 1 else f"{len(drawn)} contact sheets"
+    print(f"\n{count}; predictions.csv and {figures_written} are in\n{folder}")
     return results, skipped
 
 
@@ -281,10 +300,11 @@ def make_parser():
     description = __doc__.split("\n\n")[0]
     parser = argparse.ArgumentParser("predict.py", description=description, allow_abbrev=False)
     parser.error = lambda mistake: parser.exit(2, f"predict.py: {mistake}\n")
-    parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="PNG, JPEG or WebP file, or a folder of such files")
+    parser.usage = "predict.py PICTURE... [--model FILE] [--output-dir DIR]"
+    parser.add_argument("pictures", nargs="*", metavar="PICTURE", help="PNG, JPEG or WebP file, or a folder of such files")
     parser.add_argument("--model", action="append", default=[], metavar="FILE", dest="models",
                         help="weights file of a run, instead of those in models/: weights.safetensors, "
-                        "backbone.safetensors or hybrid.safetensors; may be given several times")  # fmt: skip
+                        "backbone.safetensors, hybrid.safetensors or resnet18.safetensors; repeatable")  # fmt: skip
     parser.add_argument("--output-dir", default="", metavar="DIR", help="folder of the results; default: runs/predict/DATE")
     return parser
 
@@ -296,6 +316,8 @@ def main(argv=None):
     if unknown:
         flag = unknown[0].partition("=")[0]
         parser.error(settings.unknown_setting(flag, ["model", "output_dir"]) + "; --help lists all flags")
+    if not all(given.pictures) or not given.pictures:
+        parser.error("name a picture or a folder of pictures, such as: python predict.py shoe.jpg")
     _, skipped = run(given.pictures, given.models, given.output_dir)
     sys.exit(int(skipped > 0))
 

@@ -51,13 +51,14 @@ def seeds_of(run):
 def summary_table(finished):
     header = ["model", "test (%)", "test, flip TTA (%)", "validation (%)", "test loss", "seeds", "parameters",
               "time per seed (s)", "network"]  # fmt: skip
-    rows = []
+    rows, several_datasets = [], len({run.metrics["dataset"] for run in finished}) > 1
+    header += ["dataset"] * several_datasets
     for run in finished:
         m = run.metrics
         rows.append([run.label, *(plus_minus(m, name) for name in ("test_accuracy", "test_accuracy_flip_tta",
                      "val_accuracy")), plus_minus(m, "test_loss", 1, 3), str(len(run.folders)),
                      f"{m['parameters']:,}" if "parameters" in m else "-", plus_minus(m, "seconds", 1, 0),
-                     network(m)])  # fmt: skip
+                     network(m), *[m["dataset"]] * several_datasets])  # fmt: skip
     spread = ", mean ± standard deviation over the seeds" if any(len(run.folders) > 1 for run in finished) else ""
     return Table(f"Accuracy{spread}; TTA is test-time augmentation", header, rows)
 
@@ -118,7 +119,8 @@ def curves(run):
         part = CURVES[name] or ("the NumPy MLP on its features" if len(names) > 1 else run.label)
         table = plots.read_history(folder / name.replace("curves", "history.csv"))
         alt = f"Two line charts of {part}: loss and accuracy by epoch, for training and validation images."
-        caption = (f"Loss and accuracy of {part} by epoch, {seeds_of(run)}. After the last of {len(table['epoch'])} epochs, "
+        epochs = f"{len(table['epoch'])} epoch{'s' * (len(table['epoch']) != 1)}"
+        caption = (f"Loss and accuracy of {part} by epoch, {seeds_of(run)}. After {epochs}, "
                    f"validation accuracy is {table['val_accuracy'][-1]:.2%} with seed {run.first}.")  # fmt: skip
         block += report_page.figure(content, f"{alt} {caption}", caption)
     return block
@@ -192,7 +194,7 @@ def recalls(finished):
 
 
 def png(picture):
-    """The bytes of a PNG file of a picture (height, width) in [0, 1], drawn dark on white as in all figures."""
+    """The bytes of a PNG file of a picture (height, width) in [0, 1], of which 1 is drawn black, as in all figures."""
     from PIL import Image  # matplotlib needs it too
 
     content = io.BytesIO()
@@ -203,10 +205,11 @@ def png(picture):
 def mistakes(run):
     """The wrong predictions with the highest probability, of the first seed."""
     test, classes, probabilities = run.images.test, run.images.classes, run.probabilities[run.first]
+    X = run.images.as_shown(test.X)
     predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
     wrong = np.flatnonzero(predicted != test.y)
     wrong = wrong[np.argsort(-confidence[wrong], kind="stable")]
-    shown = [(png(test.X[i]), classes[test.y[i]], classes[predicted[i]], plots.percent(confidence[i]),
+    shown = [(png(X[i]), classes[test.y[i]], classes[predicted[i]], plots.percent(confidence[i]),
               f"Test image {i}, labeled {classes[test.y[i]]}") for i in wrong[:MISTAKES]]  # fmt: skip
     count = (f'<p class="note">{len(shown)} of {len(wrong):,} wrong predictions, seed {run.first}: label, predicted class, '
              "probability.</p>\n")  # fmt: skip

@@ -15,7 +15,7 @@ def reliability(y, probabilities, title, calibrated=None):
     """
     panels = {"": probabilities} if calibrated is None else {"before": probabilities, "after": calibrated}
     errors = [f"{100 * calibration(y, p)[-1]:.2f} %" for p in panels.values()]
-    content = f"Reliability: expected calibration error {', after temperature scaling '.join(errors)}"
+    content = f"Expected calibration error {', after temperature scaling '.join(errors)}"
     fig, axes = figure(f"{content}\n{title}", 6.4 if len(panels) == 1 else 9, 5.6, nrows=2, ncols=len(panels), sharex=True,
                        sharey="row", height_ratios=(3, 1))  # fmt: skip
     for (upper, lower), (when, p) in zip(axes.T, panels.items(), strict=True):

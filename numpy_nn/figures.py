@@ -55,6 +55,7 @@ def distributions(activations, gradients, title):
             ax.set_xlabel(what, fontsize=9)
             ax.set_ylabel("count", fontsize=9)
             ax.ticklabel_format(axis="x", style="sci", scilimits=(-3, 3))
+            ax.locator_params(axis="x", nbins=6)
     return fig
 
 

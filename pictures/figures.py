@@ -3,11 +3,13 @@
 if __name__ == "__main__":
     raise SystemExit("pictures/figures.py is a module, not a script: predict.py uses it")
 
+import itertools
 import os
 
 import numpy as np
 
-from plots import GREY, MODEL_COLORS, WRONG, figure, percent
+from plots import GREY, MODEL_COLORS, SERIES, WRONG, figure, percent
+from support.figure_labels import short
 
 ROWS, COLUMNS = 8, 6  # of pictures on a contact sheet
 CLASSES = 5  # classes at most with bars
@@ -32,6 +34,12 @@ def color_of(model):
     return MODEL_COLORS.get("NumPy MLP" if kind == "NumPy" else kind, GREY)
 
 
+def colors_of(models):
+    """{network: color}: that of its kind, or one of its own where several are of one kind."""
+    colors = [color_of(model) for model in models]
+    return dict(zip(models, colors if len(set(colors)) == len(colors) else itertools.cycle(SERIES), strict=False))
+
+
 def kind_of(model):
     """hybrid, CNN or MLP."""
     return "hybrid" if " + " in model else "MLP" if model.startswith("NumPy MLP") else "CNN"
@@ -44,38 +52,40 @@ def predictions(results, maps):
     """
     from matplotlib.patches import Rectangle
 
-    models = [prediction.model for prediction in results[0]]
+    colors = colors_of([prediction.model for prediction in results[0]])
     with_map = any(heat is not None for _, heat in maps)
     fig, axes = figure("Predictions on your own pictures\nprobabilities after temperature scaling", 9,
-                       2.5 * len(results) + 1.3 + 0.2 * len(models), nrows=len(results), ncols=3 + with_map,
+                       2.5 * len(results) + 1.3 + 0.2 * len(colors), nrows=len(results), ncols=3 + with_map,
                        width_ratios=[1.1, 1, 1.9, 1][: 3 + with_map])  # fmt: skip
     for row, result, (name, heat) in zip(axes, results, maps, strict=True):
-        garment, warned = result[0].garment, any(prediction.warning for prediction in result)
+        garment = result[0].garment
         row[0].imshow(garment.picture)
         left, top, right, bottom = garment.box
         row[0].add_patch(Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, fill=False, color=WRONG))
         row[0].set_title(shown(result[0].picture), fontsize=8.5)
         row[1].imshow(garment.image, cmap="gray", vmin=0, vmax=1)
         row[1].set_title("what the networks see" + "\n(inverted)" * garment.inverted, fontsize=8.5)
-        bars(row[2], result)
-        if warned:
-            row[2].set_title("unlike the training images", fontsize=8.5, color=WRONG, fontweight="bold")
+        bars(row[2], result, colors)
+        if warned := [kind_of(prediction.model) for prediction in result if prediction.warning]:
+            of = "" if len(warned) == len(result) else f"\nof the {' and the '.join(dict.fromkeys(warned))}"
+            row[2].set_title("unlike the training images" + of, fontsize=8.5, color=WRONG, fontweight="bold")
         if heat is not None:
             relative = heat / max(heat.max(), 1e-12)
             row[3].imshow(garment.image, cmap="gray", vmin=0, vmax=1)
             row[3].imshow(relative, cmap="plasma", alpha=relative, vmin=0, vmax=1)  # opaque where the evidence is strong
             label = next(prediction.label for prediction in result if prediction.model == name)
-            row[3].set_title(f"where the {kind_of(name)}\nsaw {label}", fontsize=8.5)
+            row[3].set_title(f"where the {kind_of(name)}\nsaw {short(label, 18)}", fontsize=8.5)
         for ax in row[[0, 1, 3] if with_map else [0, 1]]:
             ax.set(xticks=[], yticks=[])
-            ax.spines[:].set_visible(False)
-    handles = [Rectangle((0, 0), 1, 1, color=color_of(model)) for model in models]
-    fig.legend(handles, models, frameon=False, fontsize=9, ncols=1, loc="outside lower center")
+            ax.spines[:].set(visible=True, color="#cccccc", linewidth=0.6)  # a picture on white has no other border
+    handles = [Rectangle((0, 0), 1, 1, color=color) for color in colors.values()]
+    names = [short(model, 90) for model in colors]
+    fig.legend(handles, names, frameon=False, fontsize=9, ncols=1, loc="outside lower center")
     return fig
 
 
-def bars(ax, result):
-    """Probabilities of the classes that any of the networks puts first, second or third."""
+def bars(ax, result, colors):
+    """Probabilities of the classes that any of the networks puts first, second or third. colors: {network: color}."""
     highest = {}
     for prediction in result:
         for name, p in list(prediction.probabilities.items())[:3]:
@@ -86,11 +96,12 @@ def bars(ax, result):
     for number, prediction in enumerate(result):
         places = np.arange(len(names)) - 0.4 + (number + 0.5) * thickness
         values = [100 * prediction.probabilities.get(name, 0) for name in names]
-        ax.barh(places, values, thickness, color=color_of(prediction.model))
-        for place, value in zip(places, values, strict=True):
-            ax.text(value + 2, place, in_percent(value / 100), va="center", fontsize=6.5)
+        ax.barh(places, values, thickness, color=colors[prediction.model])
+        for name, place, value in zip(names, places, values, strict=True):
+            text = in_percent(value / 100) if name in prediction.probabilities else "not a class of it"
+            ax.text(value + 2, place, text, va="center", fontsize=6.5)
     ax.set(xlim=(0, 118), yticks=range(len(names)), xticks=(0, 50, 100))
-    ax.set_yticklabels(names, fontsize=8.5)
+    ax.set_yticklabels([short(name, 18) for name in names], fontsize=8.5)
     ax.set_xlabel("probability (%)", fontsize=8.5)
     ax.invert_yaxis()
 
@@ -118,8 +129,8 @@ def contact_sheet(results, title):
         ax.imshow(garment.image, cmap="gray", vmin=0, vmax=1, extent=(x + 0.53, x + 1.47, y + 0.47, y - 0.47))
         ax.text(left + 0.04, top + 0.2, shown(result[0].picture, 20), fontsize=5.5, va="bottom", color=GREY)
         for line, prediction in enumerate(result):
-            text, warned = f"{kind_of(prediction.model)}: {prediction.label} {in_percent(prediction.probability)}", " !"
-            ax.text(left + 0.04, y + 0.6 + 0.2 * line, text + warned * bool(prediction.warning), fontsize=5.5, va="center",
+            text = f"{kind_of(prediction.model)}: {short(prediction.label, 14)} {in_percent(prediction.probability)}"
+            ax.text(left + 0.04, y + 0.6 + 0.2 * line, text + " !" * bool(prediction.warning), fontsize=5.5, va="center",
                     color=WRONG if prediction.warning else "black")  # fmt: skip
     ax.set(xlim=(0, 2.1 * COLUMNS), ylim=(rows * height, 0), aspect="equal")
     fig.supxlabel("!: unlike the training images", fontsize=9, color=WRONG)

@@ -97,13 +97,14 @@ def find(picture, shape=(28, 28)):
     name = picture if isinstance(picture, (str, Path)) else "the picture"
     rgb, alpha = pixels_of(picture)
     gray, upright = luminance(rgb), np.round(rgb * 255).astype(np.uint8)
-    corners = float(np.median(gray[[0, 0, -1, -1], [0, -1, 0, -1]]))
-    if gray.shape == tuple(shape) and alpha is None and not 0.02 < corners < 0.98:  # an image of the dataset, or inverted
+    corners, flat = float(np.median(gray[[0, 0, -1, -1], [0, -1, 0, -1]])), rgb.std(axis=(0, 1)).max() < CLOSENESS / 2
+    of_dataset = gray.shape == tuple(shape) and alpha is None and not 0.02 < corners < 0.98  # as it is, or inverted
+    if of_dataset and not flat:
         return Garment(1 - gray if corners > 0.5 else gray, (0, 0, *shape[::-1]), corners > 0.5, upright)
     background = None if alpha is not None else fit_background(rgb)
     mask = alpha > 0.5 if alpha is not None else foreground(rgb, background)
     if not mask.any():
-        if rgb.std(axis=(0, 1)).max() < CLOSENESS / 2:
+        if flat:
             raise FileError(f"{name}: shows nothing but one color")
         mask[:] = True  # nothing stands out: all of it
     behind = 1.0 if alpha is not None else float(luminance(background)[mask].mean())
@@ -135,13 +136,19 @@ def pixels_of(picture):
 
 
 def as_pillow(picture):
-    """A NumPy array, in [0, 1] if it is of floats, as a Pillow image; a Pillow image as it is."""
+    """A NumPy array, in [0, 1] if it is of floats, as a Pillow image; a Pillow image as it is. Raises FileError."""
     from PIL import Image
 
     if isinstance(picture, np.ndarray):
+        right_type = picture.dtype.kind == "f" or picture.dtype == np.uint8
+        if not right_type or not picture.size or picture.ndim < 2 or picture.shape[2:] not in ((), (3,), (4,)):
+            raise FileError(f"an array {picture.shape} of {picture.dtype} is no picture; expected (height, width), (height, "
+                            "width, 3) or (height, width, 4), of uint8 or of floats in [0, 1]")  # fmt: skip
         if picture.dtype.kind == "f":
             picture = np.round(255 * np.clip(np.nan_to_num(picture), 0, 1)).astype(np.uint8)
         return Image.fromarray(picture)
+    if not isinstance(picture, Image.Image):
+        raise FileError(f"a {type(picture).__name__} is no picture; expected a path, a Pillow image or a NumPy array")
     return picture
 
 

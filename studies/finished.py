@@ -48,8 +48,10 @@ def read_metrics(folder):
     """The content of a folder's metrics.json, its types checked. Raises files.FileError."""
     path = folder / "metrics.json"
     if not path.exists():
-        unfinished = (folder / "settings.json").exists()
+        unfinished = (folder / "settings.json").exists() and not (folder / "predictions.csv").exists()
         reason = f"not a finished run; finish it with --resume {folder}" if unfinished else "not the folder of a run"
+        inside = sorted(str(path.parent) for path in folder.glob("*/metrics.json"))
+        reason += f"; name those in it: {' '.join(inside[:3])}{' ...' * (len(inside) > 3)}" if inside else ""
         raise files.FileError(f"{folder}: {reason if folder.is_dir() else 'no such folder'}")
     try:
         metrics = files.read_json(path)
@@ -91,6 +93,8 @@ def read_run(path, loaded, data_dir=None):
             probabilities[seed] = saved.test_probabilities(folder, read_metrics(folder), images)
     except FileNotFoundError as error:
         raise files.FileError(f"{error.filename}: no such file, and the report is made from it") from None
+    except data.DataError as error:
+        raise data.DataError(f"{path}: {error}") from None
     except (OSError, EOFError, *files.DAMAGED) as error:
         raise files.FileError(f"{path}: not a finished run, or damaged ({error})") from None
     return FinishedRun(path, path.name, metrics, folders, images, histories, probabilities)

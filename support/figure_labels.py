@@ -10,8 +10,9 @@ MOST_SAMPLES = 60  # classes in a figure with images of each
 
 
 def short(name, most=24):
-    """A class's or dataset's name: cut where it is long, and never read by matplotlib as mathematics or as hidden."""
-    name = name if len(name) <= most else name[: most - 1] + "\N{HORIZONTAL ELLIPSIS}"
+    """A class's or dataset's name: cut in the middle where it is long, and never read by matplotlib as math or as hidden."""
+    half = (most - 1) // 2
+    name = name if len(name) <= most else name[: most - 1 - half] + "\N{HORIZONTAL ELLIPSIS}" + name[-half:]
     return name.replace("$", r"\$") if not name.startswith("_") else f" {name}"
 
 

@@ -281,7 +281,7 @@ def encode(path, splits):
     """(the splits with labels as whole numbers from 0, class names) in natural order: 2 comes before 10."""
     for split, (X, labels) in splits.items():
         if len(X) != len(labels) or not len(X):
-            raise DataError(f"{path}: {len(X):,} {split} images and {len(labels):,} labels; expected as many, at least one")
+            raise DataError(f"{path}: {len(X):,} {split} images and {len(labels):,} labels; expected a label for each image")
     values = sorted(set(splits["train"][1].tolist()), key=lambda value: (natural(str(value)), str(value)))
     number = {value: i for i, value in enumerate(values)}
     classes = tuple(printable(str(value)) for value in values)

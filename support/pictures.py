@@ -40,21 +40,31 @@ def pictures_below(folder):
     return filter(is_picture, paths)
 
 
+SPLIT_NAMES = {"train": "train", "training": "train", "test": "test", "testing": "test"}
+
+
 def split_folders(folder):
     """{"train": folder/train, "test": folder/test, if there} where train has class subfolders; else {"train": folder}.
 
-    A subfolder `train` that contains pictures itself is a class.
+    The two may also be called training and testing; a line names what else is there. A subfolder `train` that contains
+    pictures itself is a class.
     """
-    named = {path.name.lower(): path for path in visible(folder) if path.is_dir()}
+    named = {SPLIT_NAMES.get(path.name.lower(), path.name): path for path in visible(folder) if path.is_dir()}
     inside = visible(named["train"]) if "train" in named else []
     if any(map(is_picture, inside)) or not any(path.is_dir() for path in inside):
         return {"train": folder}
+    if others := sorted(str(path) for name, path in named.items() if name not in ("train", "test")):
+        print(printable(f"not used: {', '.join(others)}; validation images are split off the training images"),
+              file=sys.stderr)  # fmt: skip
     return {split: named[split] for split in ("train", "test") if split in named}
 
 
 def list_classes(folder):
     """{path: class} of all pictures; each subfolder is a class. Raises DataError for a class without pictures."""
-    classes = {}
+    classes, loose = {}, sum(map(is_picture, visible(folder)))
+    if loose:
+        print(printable(f"not used: {loose:,} picture{'s' * (loose > 1)} in {folder} beside its class subfolders"),
+              file=sys.stderr)  # fmt: skip
     for place in (path for path in visible(folder) if path.is_dir()):
         paths = sorted(pictures_below(place))
         if not paths:

@@ -147,6 +147,7 @@ footer { margin-top: 2rem; padding-top: .75rem; border-top: 1px solid var(--line
 """
 
 LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$",
+         "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': "''",
          **{mark: "\\" + mark for mark in "&%$#_{}"}}  # fmt: skip
 
 
@@ -165,7 +166,8 @@ class Table(NamedTuple):
 
     def markdown(self):
         dashes = ["---:" if right else "---" for right in self.numeric]
-        cells = [[" ".join(cell.replace("|", r"\|").split()) for cell in row] for row in (self.header, dashes, *self.rows)]
+        cells = [[re.sub(r"([\\|<`*$])", r"\\\1", " ".join(cell.split())) for cell in row]
+                 for row in (self.header, dashes, *self.rows)]  # fmt: skip
         return "".join(f"| {' | '.join(row)} |\n" for row in cells)
 
     def csv(self):

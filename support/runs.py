@@ -58,6 +58,14 @@ class Diverged(Exception):
     exit_code = 1
 
 
+def check_folder(path):
+    """Raise files.FileError unless the folder `path` can be created or written to; creates none."""
+    existing = next(folder for folder in (Path(path).absolute(), *Path(path).absolute().parents) if folder.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        reason = "no permission" if existing.is_dir() else f"{existing} is a file"
+        raise files.FileError(f"cannot write to {path}: {reason}; choose another --output-dir")
+
+
 def new_folder(script, settings, lock):
     """Create the folder settings["output_dir"], or runs/<script>/<date_time>, with settings.json; return its path.
 
@@ -214,7 +222,8 @@ class Run:
             print(f"{name:<{width}}" + "".join(f"{accuracy:12.2%}" for accuracy in accuracies)[2:])
         if self.settings.get("quick"):
             print("\nSmoke test on a subset: the numbers are not representative. Leave out --quick for the real ones.")
-        print(f"\n{metrics['dataset']}{duration}; figures, weights and metrics.json are in\n{self.path}")
+        written = ", ".join(["figures"] * self.settings.get("figures", True) + ["weights"] * self.settings["save_weights"])
+        print(f"\n{metrics['dataset']}{duration}; {written}{' and ' * bool(written)}metrics.json are in\n{self.path}")
         if self.settings.get("report") and (self.path / "test_probabilities.npy").exists():  # a study has none
             write_report(self.path)
         return metrics

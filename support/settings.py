@@ -154,6 +154,8 @@ def parse_value(name, value, comment, default):
         for wrong in elements:
             if wrong not in words and not (words[-1] == "PATH" and is_path(wrong)):
                 raise SettingError(prefix + unknown_value(wrong, words))
+        if words[-1] == "PATH":  # which later scripts find from any folder
+            elements = tuple(os.path.abspath(x) if x not in words and os.path.exists(x) else x for x in elements)
     return elements if several else elements[0]
 
 

@@ -120,7 +120,8 @@ def report(run, images, title, row, logits, tta=None, *, loss="softmax", other_r
     temperature = fit_temperature(logits["val"], images.val.y, loss)
     after = calibrated(logits["test"], temperature, loss)
     if s["figures"]:
-        run.save((curves or {}) | plots.evaluation(images.test.X, y, probabilities, images.classes, title, after))
+        X = images.as_shown(images.test.X)
+        run.save((curves or {}) | plots.evaluation(X, y, probabilities, images.classes, title, after))
     if s["save_weights"]:
         run.save({"test_probabilities.npy": probabilities.astype(np.float16)})
     results = {f"{split}_accuracy": accuracy(values, getattr(images, split).y) for split, values in logits.items()}
@@ -138,11 +139,12 @@ def report(run, images, title, row, logits, tta=None, *, loss="softmax", other_r
 
 
 def for_prediction(images, logits, loss="softmax"):
-    """What predict.py needs besides a network, for the metadata of its weights file: temperature, loss, and ood.fit's dict.
+    """What predict.py needs besides a network, for the metadata of its weights file.
 
     logits (N, classes): of the validation images.
     """
-    return {"temperature": fit_temperature(logits, images.val.y, loss), "loss": loss, "ood": ood.fit(images)}
+    return {"temperature": fit_temperature(logits, images.val.y, loss), "loss": loss, "ood": ood.fit(images),
+            "bright_on_dark": images.bright_on_dark}  # fmt: skip
 
 
 def accuracy(logits, y):

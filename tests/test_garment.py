@@ -225,3 +225,17 @@ def test_the_whole_picture_in_gray():
     assert (found.image.shape, found.inverted, found.box) == ((32, 16), False, (0, 0, 320, 320))
     assert found.image[0, 0] == 1
     assert found.image.mean() == pytest.approx(dark.mean() / 255, abs=0.02)
+
+
+@pytest.mark.parametrize("picture", [np.zeros((28, 28)), np.ones((28, 28)), np.full((28, 28), np.nan), np.zeros((29, 28))])
+def test_one_color_is_no_garment_at_any_size(picture):
+    with pytest.raises(FileError, match="the picture: shows nothing but one color"):
+        garment.find(picture)
+
+
+@pytest.mark.parametrize("picture", [np.zeros((28, 28), np.int64), np.zeros((3, 28, 28)), np.zeros((1, 28, 28)),
+                                     np.zeros((0, 28)), np.zeros(28), None, b"picture", [[0.0]]])  # fmt: skip
+def test_what_is_no_picture_in_python_is_said_in_one_line(picture):
+    for function in (garment.find, garment.whole):
+        with pytest.raises(FileError, match=r"^an? .* is no picture; expected .*$"):
+            function(picture)

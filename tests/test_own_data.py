@@ -163,6 +163,20 @@ def test_train_and_test_folders(tmp_path):
     assert images.sizes == {"train_size": 10, "val_size": 2, "test_size": 8}
 
 
+def test_training_and_testing_are_splits_and_what_is_not_used_is_named(tmp_path, capsys):
+    for seed, (split, count) in enumerate((("Training", 6), ("testing", 2), ("validation", 2))):
+        put_shapes(tmp_path / "data" / split, count, seed=seed)
+    put_shapes(tmp_path / "loose", 1)
+    next((tmp_path / "loose").rglob("*.png")).rename(tmp_path / "data/testing/0.png")
+    images = data.load(str(tmp_path / "data"))
+    assert len(images.classes) == 3
+    assert images.sizes["test_size"] == 6
+    assert images.sizes["train_size"] + images.sizes["val_size"] == 18
+    lines = capsys.readouterr().err
+    assert f"not used: {tmp_path / 'data/validation'}; validation images are split off the training images" in lines
+    assert f"not used: 1 picture in {tmp_path / 'data/testing'} beside its class subfolders" in lines
+
+
 def test_a_class_may_be_called_train(tmp_path):
     put_shapes(tmp_path, 4, NAMES[:2])
     (tmp_path / "ring").rename(tmp_path / "train")

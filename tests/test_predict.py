@@ -194,7 +194,8 @@ def test_a_file_of_an_earlier_version_gives_no_warning_and_says_so(small, tmp_pa
 
 def test_a_network_for_data_of_ones_own_sees_the_whole_picture(small, tmp_path):
     tensors, metadata = files.load_weights(small["mlp"])
-    files.save_weights(tmp_path / "own.safetensors", tensors, metadata | {"dataset": "my leaves"})
+    mine = {"dataset": "digits_of_mine", "bright_on_dark": False}
+    files.save_weights(tmp_path / "own.safetensors", tensors, metadata | mine)
     (own,), (digits_network,) = predict.load(tmp_path / "own.safetensors"), predict.load(small["mlp"])
     whole, found = (predict.classify(trousers(), [c])[0].garment for c in (own, digits_network))
     assert (whole.image.min(), whole.box) == (pytest.approx(0.22, abs=0.05), (0, 0, 400, 500))
@@ -240,7 +241,10 @@ def test_a_folder_gives_a_table_and_a_contact_sheet_and_names_what_it_skips(smal
 
 
 @pytest.mark.parametrize(("arguments", "code", "message"), [
-    ((), 2, "the following arguments are required: PICTURE"),
+    ((), 2, "name a picture or a folder of pictures, such as: python predict.py shoe.jpg"),
+    (("",), 2, "name a picture or a folder of pictures, such as: python predict.py shoe.jpg"),
+    (("a.png", "--model", "empty"), 1, "empty: is a folder; name one of its weights files: there is none"),
+    (("a.png", "--output-dir", "a.png/out"), 1, "cannot write to a.png/out: "),
     (("a.png", "--modle", "x"), 2, "unknown flag --modle (did you mean --model?); --help lists all flags"),
     (("none.png",), 1, "none of the pictures could be used"),
     (("a.png", "--model", "none.safetensors"), 1, "none.safetensors: no such file"),
@@ -264,6 +268,39 @@ def test_mistakes_are_one_line(arguments, code, message, tmp_path, monkeypatch, 
     assert len(lines) == 1
     assert lines[0].startswith(f"predict.py: {message}")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "empty", "in"]
+
+
+def test_its_own_results_are_no_pictures_and_a_users_table_is_kept(small, tmp_path, capsys):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    trousers().save(folder / "a.png")
+    for _ in range(2):  # the second time, the first results are renamed
+        results, _ = predict.run([folder], [small["mlp"]], folder / "out")
+        assert [result[0].picture for result in results] == [str(folder / "a.png")]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/predictions.csv").write_text("my own")
+    with pytest.raises(files.FileError, match=r"mine: has a predictions.csv that is not this script's"):
+        predict.run([folder], [small["mlp"]], tmp_path / "mine")
+    assert (tmp_path / "mine/predictions.csv").read_text() == "my own"
+
+
+def test_two_networks_of_one_architecture_are_told_apart(small, tmp_path):
+    tensors, metadata = files.load_weights(small["mlp"])
+    files.save_weights(tmp_path / "other.safetensors", tensors, metadata)
+    networks = predict.load(small["mlp"], tmp_path / "other.safetensors", small["mlp"])
+    assert [network.name for network in networks] == [f"NumPy MLP 784-8-10 ({path})" for path in (
+        small["mlp"], tmp_path / "other.safetensors")]  # fmt: skip
+    colors = figures.colors_of([network.name for network in networks])
+    assert len(set(colors.values())) == 2
+
+
+def test_class_names_that_are_formulas_or_long_can_be_drawn(networks):
+    names = ("$\\frac{$ 5", "_x", "a very long name of a class of my own number 1", "$x^2$", "\u9774") * 2
+    odd = [network._replace(classes=names[:5] + tuple(f"{name} b" for name in names[5:])) for network in networks]
+    results = [predict.classify(trousers(), odd), predict.classify(noise(), odd)]
+    maps = [predict.evidence(result, odd) for result in results]
+    for figure in (*figures.contact_sheets(results).values(), figures.predictions(results, maps)):
+        assert crowded_texts(figure) == []
 
 
 def test_a_sheet_for_each_48_pictures_and_figures_that_can_be_read(networks):

@@ -177,7 +177,7 @@ def test_a_table_in_each_form():
     assert list(csv.reader(io.StringIO(TABLE.csv()))) == [TABLE.header, *TABLE.rows]
     assert TABLE.latex().splitlines() == [
         r"\begin{tabular}{lrr}", r"\hline", r"name & a\_b & share (\%) \\", r"\hline",
-        r"x|y & 1,234 & 90.4 $\pm$ 0.2 \\", r"50 \& more & -5 & - \\", r"\hline", r"\end{tabular}"]  # fmt: skip
+        r"x\textbar{}y & 1,234 & 90.4 $\pm$ 0.2 \\", r"50 \& more & -5 & - \\", r"\hline", r"\end{tabular}"]  # fmt: skip
     assert '<td class="number">1,234</td>' in TABLE.html()
 
 

@@ -170,7 +170,7 @@ def confusable(X, y, probabilities, classes, title, most=6):
 
 def cnn_figures(model, images, features, test_logits, title):
     """{file name: Figure}. features: of cached_features; test_logits (N, classes), an array."""
-    test, classes, device = images.test, images.classes, model.mean.device
+    test, classes, device, shown = images.test, images.classes, model.mean.device, images.as_shown(images.test.X)
     probabilities = torch.from_numpy(test_logits).float().softmax(1).cpu().numpy()
     labels = sampled_classes(len(classes), most=10 if len(classes) < 20 else 20)
     of_class = [np.flatnonzero(test.y == label)[: 20 // len(labels)] for label in labels]
@@ -185,9 +185,9 @@ def cnn_figures(model, images, features, test_logits, title):
     maps = activation_maps(model, torch.from_numpy(test.X[few])[:, None].to(device))
     figures = {
         "filters.png": filters(model.backbone[0].weight[:, 0].detach().cpu().numpy(), title),
-        "feature_maps.png": feature_maps(test.X[few], maps, [short(classes[label], 16) for label in test.y[few]], title),
-        "saliency.png": saliency(test.X[two_each], heat.cpu().numpy(), test.y[two_each], predicted[two_each], classes,
+        "feature_maps.png": feature_maps(shown[few], maps, [short(classes[label], 16) for label in test.y[few]], title),
+        "saliency.png": saliency(shown[two_each], heat.cpu().numpy(), test.y[two_each], predicted[two_each], classes,
                                  title),
-        "confusable.png": confusable(test.X, test.y, probabilities, classes, title),
+        "confusable.png": confusable(shown, test.y, probabilities, classes, title),
     }  # fmt: skip
     return figures | ({"features.png": embeddings(points, test.y[some], classes, title)} if points else {})
