@@ -19,8 +19,11 @@ TIMES = {"MLP": (2, 5, 12, 30), "CNN": (1, 2, 5, 12), "hybrid": (1, 2, 5, 12)}
 
 
 def models(changes):
-    """Variants of all three models. changes: {label: settings}."""
-    return {f"{model}, {name}": given | values for model, given in MODELS.items() for name, values in changes.items()}
+    """Variants of all three models. changes: {label: settings}; a hybrid's MLP has its CNN's epochs and batch size."""
+    variants = {f"{model}, {name}": given | values for model, given in MODELS.items() for name, values in changes.items()}
+    for values in (values for values in variants.values() if values["script"] == "hybrid"):
+        values |= {f"head_{key}": values[key] for key in ("epochs", "batch_size") if "batch_size" in values}
+    return variants
 
 
 HEAD_RATES = (0.0001, 0.0003, 0.001)

@@ -82,8 +82,10 @@ def dots(summary, results, title):
     panels = [height, 3.2] if summary["curves"] else [height]
     fig, axes = figure(title, 9, 1.5 + 1.15 * sum(panels), nrows=len(panels), height_ratios=panels)
     ax = axes[0, 0]
+    points = list(map(accuracies, results.values()))
+    lowest = max(values.mean() for values in points) - RANGE  # far below, neither seeds nor intervals set the range
     ends = [(values.mean() - interval(values), *values, values.mean() + interval(values))
-            for values in map(accuracies, results.values())]  # fmt: skip
+            for values in points if values.mean() > lowest]  # fmt: skip
     high = max(map(max, ends))
     low = max(high - RANGE, min(map(min, ends)))
     margin = 0.04 * max(high - low, 0.1)
@@ -94,10 +96,11 @@ def dots(summary, results, title):
             continue
         values, color = accuracies(result), SCRIPT_COLORS.get(result["script"], GREY)
         ax.plot(values, np.full(len(values), row), "o", color=color, alpha=0.5, markersize=5, markeredgewidth=0)
-        ax.errorbar(values.mean(), row, xerr=interval(values) or None, color=color, marker="|", markersize=12,
-                    markeredgewidth=2, elinewidth=1.2)  # fmt: skip
         if values.mean() < low:
             ax.plot(low - margin / 2, row, "<", color=color, markersize=6)
+        else:
+            ax.errorbar(values.mean(), row, xerr=interval(values) or None, color=color, marker="|", markersize=12,
+                        markeredgewidth=2, elinewidth=1.2)  # fmt: skip
         several = f", {result['failed']} {lost(result)}" if result.get("failed") else ""
         ax.text(1.02, row, f"{values.mean():.2f}{several}", **beside)
     if "by_seed" in variants[summary["baseline"]]:

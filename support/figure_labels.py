@@ -9,10 +9,15 @@ MOST_ROWS = 40  # classes in a figure with a row for each; of more, the worst ar
 MOST_SAMPLES = 60  # classes in a figure with images of each
 
 
-def short(name, most=24):
-    """A class's or dataset's name: cut in the middle where it is long, and never read by matplotlib as math or as hidden."""
+def cut(name, most=24):
+    """A name of at most `most` characters: the middle of a longer one is left out."""
     half = (most - 1) // 2
-    name = name if len(name) <= most else name[: most - 1 - half] + "\N{HORIZONTAL ELLIPSIS}" + name[-half:]
+    return name if len(name) <= most else name[: most - 1 - half] + "\N{HORIZONTAL ELLIPSIS}" + name[-half:]
+
+
+def short(name, most=24):
+    """A class's or dataset's name, cut where it is long, and never read by matplotlib as mathematics or as hidden."""
+    name = cut(name, most)
     return name.replace("$", r"\$") if not name.startswith("_") else f" {name}"
 
 

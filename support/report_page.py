@@ -11,6 +11,8 @@ import re
 from string import Template
 from typing import NamedTuple
 
+from support.figure_labels import cut
+
 PAGE = Template("""\
 <!DOCTYPE html>
 <html lang="en">
@@ -234,11 +236,12 @@ def heat_table(counts, classes, caption):
             kind = ' class="zero"' if not count else ' class="strong"' if share > 0.6 else ""
             cells += f'<td style="--share: {share:.2f}"{kind}>{count}</td>'
         recall = f"{100 * line[len(plain)] / total:.1f}"
-        rows += f'<tr><th scope="row">{text(name)}</th>{cells}<td>{recall}</td></tr>\n'
+        rows += f'<tr><th scope="row">{text(cut(name))}</th>{cells}<td>{recall}</td></tr>\n'
         plain.append([name, *map(str, line), recall])
     header = ["true class", *classes, "recall (%)"]
-    heads = "".join(f'<th scope="col"><span>{text(name)}</span></th>' for name in header[1:])
-    return (f'<div class="scroll">\n<table class="heat">\n<caption><span>{text(caption)}</span></caption>\n'
+    heads = "".join(f'<th scope="col"><span>{text(cut(name))}</span></th>' for name in header[1:])
+    width = f' style="min-width: {11 + 1.9 * len(classes):.0f}em"' if len(classes) > 15 else ""
+    return (f'<div class="scroll">\n<table class="heat"{width}>\n<caption><span>{text(caption)}</span></caption>\n'
             f"<thead><tr><td></td>{heads}</tr></thead>\n<tbody>\n{rows}</tbody>\n</table>\n</div>\n"
             f"{Table(caption, header, plain).copies()}")  # fmt: skip
 
