@@ -34,8 +34,9 @@ STUDIES = (
     plain("cnn_initialization", "How should a CNN be initialized, with and without batch normalization?",
           {f"{init}{', batch norm' * (norm == 'batch')}": {"init": init, "norm": norm}
            for norm in ("none", "batch") for init in ("he", "xavier", "random")}, "he",
-          [Claim("Choice: He initialization instead of random", "he", "random"),
-           Claim("Choice: the same with batch normalization", "he, batch norm", "random, batch norm")]),
+          [Claim("Choice: He initialization instead of random in a CNN", "he", "random"),
+           Claim("Choice: He initialization instead of random in a CNN with batch norm", "he, batch norm",
+                 "random, batch norm")]),
     plain("cnn_dropout", "How much dropout helps a CNN?",
           {f"{p:g}": {"fc_dropout": p} for p in (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)}, "0",
           [Claim("Reported: dropout of 0.4, 91.57 to 92.40 %", "0.4", "0")], fixed={"fc": (128,)},

@@ -6,16 +6,16 @@ if __name__ == "__main__":
 from support import files
 
 CHOSEN = (  # (study, number of its claim)
-    ("depth", 0), ("depth", 1), ("width", 1), ("activation", 0), ("l2", 0), ("augmentation", 0), ("initialization", 1),
-    ("initialization", 2), ("optimizer", 0), ("schedule", 0), ("loss", 0), ("cnn_dropout", 0), ("cnn_augmentation", 0),
-    ("training_images", 0),
+    ("depth", 0), ("depth", 1), ("width", 1), ("activation", 0), ("optimizer", 0), ("loss", 0), ("augmentation", 0),
+    ("cnn_dropout", 0), ("cnn_augmentation", 0), ("training_images", 0),
 )  # fmt: skip
 WORDS = {  # of what is reported, and of what was chosen
     "holds": ("holds here", "better here"),
     "does not hold": ("does not hold here", "worse here"),
     "not distinguishable": ("no distinguishable difference here",) * 2,
 }
-WHOLE = ("dropout", "norm", "input_normalization")  # studies about which nothing is reported: their verdicts
+WHOLE = ("norm", "input_normalization", "dropout")  # studies about which nothing is reported: their verdicts
+MOST = 10  # lines
 
 
 def lines(results):
@@ -34,7 +34,7 @@ def lines(results):
             numbers = f"{claim['points']:+.2f} points, p = {claim['p_holm']:.2g}"
             word = f"**{WORDS[claim['verdict']][kind == 'Choice']}** ({numbers})"
             groups[claim["verdict"]].append(f"- {kind}: {text}: [{word}](results/studies/README.md#{name})")
-    for name in WHOLE:
+    for name in WHOLE[: max(0, MOST - sum(map(len, groups.values())))]:
         path = results / "studies" / name / "summary.json"
         if path.exists():
             summary = files.read_json(path)

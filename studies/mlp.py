@@ -51,11 +51,11 @@ STUDIES = (
           {f"{depth} layers, {init}{', batch norm' * (norm == 'batch')}":
            {"hidden": (128,) * depth, "init": init, "norm": norm}
            for norm in ("none", "batch") for depth in (2, 8) for init in ("he", "xavier", "random")}, "2 layers, he",
-          [Claim("Choice: He initialization instead of random", "2 layers, he", "2 layers, random"),
-           Claim("Choice: the same with eight hidden layers", "8 layers, he", "8 layers, random"),
-           Claim("Choice: the same with eight hidden layers and batch normalization", "8 layers, he, batch norm",
+          [Claim("Choice: He initialization instead of random, two hidden layers", "2 layers, he", "2 layers, random"),
+           Claim("Choice: He initialization instead of random, eight hidden layers", "8 layers, he", "8 layers, random"),
+           Claim("Choice: He initialization instead of random, eight hidden layers, batch norm", "8 layers, he, batch norm",
                  "8 layers, random, batch norm")],
-          seeds=3, note="random: normal with standard deviation 0.01. Three seeds."),
+          note="random: normal with standard deviation 0.01."),
     plain("optimizer", "Which optimizer trains an MLP best in 12 epochs?",
           {"sgd": {"optimizer": "sgd", "learning_rates": SGD_RATES},
            "momentum": {"optimizer": "momentum", "learning_rates": (0.005, 0.02, 0.05)},

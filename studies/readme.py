@@ -1,6 +1,6 @@
 """README.md of the studies: for each the question, table, figure, verdict and claims, made from the summary.json files.
 
-    python -m studies.readme runs/studies    # makes the verdicts, figures and README.md anew from them, without training
+    python -m studies.readme runs/studies    # verdicts, claims, figures and README.md anew from them, without training
 """
 
 if __name__ == "__main__" and not __package__:
@@ -16,7 +16,7 @@ import json
 import textwrap
 from pathlib import Path
 
-from studies.comparison import percent, verdict
+from studies.comparison import claim_result, percent, verdict
 from studies.statistics import word_of
 from support import files
 
@@ -185,7 +185,9 @@ def main(argv=None):
     for path in paths(folder, catalog.STUDIES):
         summary, _ = read(path)
         if summary["name"] in catalog.STUDIES:
-            summary["verdict"] = verdict(catalog.STUDIES[summary["name"]], summary["variants"], summary["tests"])
+            study = catalog.STUDIES[summary["name"]]
+            summary["verdict"] = verdict(study, summary["variants"], summary["tests"])
+            summary["claims"] = [claim_result(claim, summary["tests"]) for claim in study.claims]
         output.save(path.parent, summary)
         print(path.parent)
     files.write_text(folder / "README.md", contents(folder, catalog.STUDIES))
