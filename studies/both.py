@@ -10,9 +10,9 @@ CNN = {**PLAIN_CNN, "norm": "batch"}
 MODELS = {
     "MLP": {"script": "mlp", "recipe": "plain", "learning_rate": 0.001, "group": "NumPy MLP"},
     "CNN": {"script": "cnn", **CNN, "group": "CNN"},
-    "hybrid": {"script": "hybrid", **CNN, "head_learning_rate": 0.0003, "group": "CNN features + NumPy MLP"},
+    "hybrid": {"script": "hybrid", **CNN, "head_learning_rate": 0.001, "group": "CNN features + NumPy MLP"},
 }
-FIXED_RATES = "Learning rates are fixed: MLP 0.001, CNN 0.003, the hybrid's MLP 0.0003."
+FIXED_RATES = "Learning rates are fixed: MLP 0.001, CNN 0.003, the hybrid's MLP 0.001."
 # images: (epochs, batch size)
 SIZES = {500: (60, 32), 1_500: (30, 32), 5_000: (15, 64), 15_000: (10, 128), 48_000: (5, 128)}
 TIMES = {"MLP": (2, 5, 12, 30), "CNN": (1, 2, 5, 12), "hybrid": (1, 2, 5, 12)}
@@ -26,7 +26,7 @@ def models(changes):
     return variants
 
 
-HEAD_RATES = (0.0001, 0.0003, 0.001)
+HEAD_RATES = (0.0003, 0.001, 0.003, 0.01)
 HYBRID = {"fixed": {**CNN, "head_epochs": 5}, "backbone": CNN, "seeds": 3, "learning_rates": HEAD_RATES}
 
 STUDIES = (
