@@ -11,7 +11,7 @@ from studies.study import Claim, Study, vary
 
 PLAIN = {"recipe": "plain"}
 RATES = (0.0003, 0.001, 0.003, 0.01)  # of Adam
-SGD_RATES = (0.02, 0.05, 0.15)
+LOWER, HIGHER = (0.0001, *RATES), (*RATES, 0.03)  # where validation has chosen the lowest or the highest of them
 
 
 def plain(name, question, variants, baseline, claims=(), fixed=None, **options):
@@ -39,7 +39,8 @@ STUDIES = (
     plain("weight_decay", "How much decoupled weight decay helps an MLP?", vary(weight_decay=(0.0, 0.01, 0.1, 0.3)), "0"),
     plain("input_normalization", "Should the pixels be standardized?",
           vary(normalize=("none", "global", "per_pixel")), "none"),
-    plain("norm", "Does normalization between the layers help an MLP?", vary(norm=("none", "batch", "layer")), "none"),
+    plain("norm", "Does normalization between the layers help an MLP?", vary(norm=("none", "batch", "layer")), "none",
+          learning_rates=HIGHER),
     plain("augmentation", "Does augmentation help an MLP, drawn once or anew for every batch?",
           {"none": {}, "flip, once": {"flip": True, "augment_once": True}, "flip, fresh": {"flip": True},
            "flip and shift 1, once": {"flip": True, "shift": 1, "augment_once": True},
@@ -49,7 +50,7 @@ STUDIES = (
           fixed={"epochs": 24}, note="24 epochs: augmented images take longer to fit."),
     plain("initialization", "How does initialization depend on depth?",
           {f"{depth} layers, {init}{', batch norm' * (norm == 'batch')}":
-           {"hidden": (128,) * depth, "init": init, "norm": norm}
+           {"hidden": (128,) * depth, "init": init, "norm": norm, "learning_rates": HIGHER if norm == "batch" else RATES}
            for norm in ("none", "batch") for depth in (2, 8) for init in ("he", "xavier", "random")}, "2 layers, he",
           [Claim("Choice: He initialization instead of random, two hidden layers", "2 layers, he", "2 layers, random"),
            Claim("Choice: He initialization instead of random, eight hidden layers", "8 layers, he", "8 layers, random"),
@@ -57,13 +58,14 @@ STUDIES = (
                  "8 layers, random, batch norm")],
           note="random: normal with standard deviation 0.01."),
     plain("optimizer", "Which optimizer trains an MLP best in 12 epochs?",
-          {"sgd": {"optimizer": "sgd", "learning_rates": SGD_RATES},
-           "momentum": {"optimizer": "momentum", "learning_rates": (0.005, 0.02, 0.05)},
-           "nesterov": {"optimizer": "nesterov", "learning_rates": (0.005, 0.02, 0.05)},
+          {"sgd": {"optimizer": "sgd", "learning_rates": (0.05, 0.15, 0.3, 0.6)},
+           "momentum": {"optimizer": "momentum", "learning_rates": (0.02, 0.05, 0.15)},
+           "nesterov": {"optimizer": "nesterov", "learning_rates": (0.02, 0.05, 0.15)},
            "rmsprop": {"optimizer": "rmsprop"}, "adam": {}, "adamw": {"optimizer": "adamw", "weight_decay": 0.01}}, "adam",
           [Claim("Choice: SGD instead of Adam", "sgd", "adam")], curves=True),
     plain("schedule", "Which learning-rate schedule trains an MLP best in 12 epochs?",
-          {name: {"schedule": name} for name in ("constant", "step", "exponential", "cosine", "linear", "plateau")}
+          {"constant": {"schedule": "constant", "learning_rates": LOWER}}
+          | {name: {"schedule": name} for name in ("step", "exponential", "cosine", "linear", "plateau")}
           | {"linear, warm-up": {"schedule": "linear", "warmup": 0.2}}, "constant",
           [Claim("Choice: a learning rate that adapts during training (plateau)", "plateau", "constant")]),
     plain("learning_rate_batch_size", "How do learning rate and batch size depend on each other?",
@@ -75,6 +77,6 @@ STUDIES = (
                                                                                      "label_smoothing": 0.1}}, "softmax",
           [Claim("Choice: sigmoid outputs instead of softmax", "sigmoid outputs", "softmax")]),
     plain("ema", "Does a moving average of the weights (EMA) help an MLP?",
-          {f"{schedule}, {'EMA' if decay else 'no EMA'}": {"schedule": schedule, "ema_decay": decay}
+          {f"{schedule}, {'EMA' if decay else 'no EMA'}": {"schedule": schedule, "ema_decay": decay, "learning_rates": LOWER}
            for schedule in ("constant", "cosine") for decay in (0.0, 0.999)}, "constant, no EMA"),
 )  # fmt: skip
