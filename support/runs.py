@@ -222,7 +222,8 @@ class Run:
             print(f"{name:<{width}}" + "".join(f"{accuracy:12.2%}" for accuracy in accuracies)[2:])
         if self.settings.get("quick"):
             print("\nSmoke test on a subset: the numbers are not representative. Leave out --quick for the real ones.")
-        written = [word for word, name in (("figures", "figures"), ("weights", "save_weights")) if self.settings.get(name, True)]
+        names = {"figures": "figures", "weights": "save_weights"}
+        written = [word for word, name in names.items() if self.settings.get(name, True)]
         are = f"{', '.join(written)} and metrics.json are" if written else "metrics.json is"
         print(f"\n{metrics['dataset']}{duration}; {are} in\n{self.path}")
         if self.settings.get("report") and (self.path / "test_probabilities.npy").exists():  # a study has none
