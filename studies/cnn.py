@@ -9,7 +9,7 @@ if __name__ == "__main__":
 from studies.study import Claim, Study, vary
 
 PLAIN = {"recipe": "plain"}
-RATES = (0.001, 0.003, 0.01)
+RATES = (0.001, 0.003, 0.01, 0.03)
 BATCH_NORM = {"norm": "batch"}
 
 
