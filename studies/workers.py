@@ -10,6 +10,7 @@ import re
 import signal
 import threading
 import time
+import warnings
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
@@ -148,6 +149,7 @@ def parallel(calls, number, **options):
     """Yield the results of calls (function, arguments, {}), which joblib makes in `number` processes, as they end."""
     import joblib
 
+    warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)  # joblib replaces one that has grown
     pool = joblib.Parallel(number, return_as="generator_unordered", batch_size=1, pre_dispatch="n_jobs", max_nbytes=None,
                            **options)  # fmt: skip
     with contextlib.closing(pool(calls)) as results:
