@@ -29,8 +29,8 @@ STUDIES = (
            "5": {"channels": (32, 32, 32, 32, 32), "pool_after": (1, 2, 3)}}, "3"),
     plain("pooling", "Which pooling, and where?",
           {"max": {}, "average": {"pool": "average"}, "max, then global average": {"global_pool": "average"},
-           "max, after 2 and 3": {"pool_after": (2, 3)}, "max, after 1 and 3": {"pool_after": (1, 3)},
-           "none, then global average": {"pool_after": (1,), "global_pool": "average"}}, "max"),
+           "max after 2 and 3": {"pool_after": (2, 3)}, "max after 1 and 3": {"pool_after": (1, 3)},
+           "max after 1, then global average": {"pool_after": (1,), "global_pool": "average"}}, "max"),
     plain("cnn_initialization", "How should a CNN be initialized, with and without batch normalization?",
           {f"{init}{', batch norm' * (norm == 'batch')}": {"init": init, "norm": norm}
            for norm in ("none", "batch") for init in ("he", "xavier", "random")}, "he",
