@@ -28,7 +28,6 @@ from support.saved import read_history
 
 RIGHT, WRONG, TRAIN, VAL, GREY = "#0072B2", "#D55E00", "#1f77b4", "#d1603d", "#666666"  # right, wrong: Okabe and Ito
 DPI = 160
-warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # class names in letters without a font: boxes
 SERIES = ("#0072B2", "#E69F00", "#117733", "#AA4499", "#D55E00", "#56B4E9", "#332288", "#999933")  # of several lines
 MODEL_COLORS = {"NumPy MLP": "#E69F00", "CNN": "#117733", "CNN features + NumPy MLP": "#AA4499",
                 "CNN + NumPy MLP, trained jointly": "#332288", "other": "#666666"}  # fmt: skip
@@ -38,6 +37,7 @@ def figure(title, width, height, **grid):
     """A Figure of width x height inches and its array of axes, with the style that all of them share."""
     from matplotlib.figure import Figure  # not pyplot: no screen, no global state
 
+    warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # class names in letters without a font: boxes
     fig = Figure((width, height), dpi=DPI, layout="constrained")
     lines = [textwrap.fill(line, int(9 * width)) for line in title.splitlines()]
     fig.suptitle("\n".join(lines), fontsize=11, fontweight="bold")
@@ -168,7 +168,7 @@ def samples(X, y, probabilities, classes, title, rows=5):
     for ax in axes.flat:
         ax.set(xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
-    classes = [short(name, 12) for name in classes]
+    classes = [short(name, 11) for name in classes]
     for place, label in enumerate(shown):
         column = axes[place // 10 * rows :, place % 10]
         column[0].set_title(classes[label], fontsize=8, fontweight="bold")

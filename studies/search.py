@@ -166,7 +166,7 @@ class Search:
     """
 
     def __init__(self, script, s):
-        self.script, self.s, self.space = script, s, SPACES[script]
+        self.script, self.s, self.space, self.database = script, s, SPACES[script], None
         self.folder = Path(s.output_dir or f"runs/studies/search_{script}{'_quick' * s.quick}")
         defaults, runner = vars(settings_of(script, {})), Runner(self.folder)
         for name in self.space.keys() - DERIVED[script].keys() - defaults.keys():
@@ -190,15 +190,20 @@ class Search:
             raise files.FileError(f"cannot write to {self.folder}: {error.strerror}; choose another --output-dir") from None
         with files.locked(self.folder):
             files.remove_partial(self.folder)
-            self.open()
-            yield self
+            try:
+                self.open()
+                yield self
+            finally:
+                if self.database:
+                    self.database.engine.dispose()  # closes the file
 
     def open(self):
         pruner = optuna.pruners.MedianPruner(n_warmup_steps=self.s.epochs // 3, **PRUNER)
         self.study = optuna.create_study(direction="maximize", pruner=pruner)
         with self.storage():
-            self.stored = optuna.create_study(storage=f"sqlite:///{(self.folder / DB).as_posix()}", study_name=self.script,
-                                              direction="maximize", load_if_exists=True)  # fmt: skip
+            self.database = optuna.storages.RDBStorage(f"sqlite:///{(self.folder / DB).as_posix()}")
+            self.stored = optuna.create_study(storage=self.database, study_name=self.script, direction="maximize",
+                                              load_if_exists=True)  # fmt: skip
             if "made_from" not in self.stored.user_attrs:
                 self.stored.set_user_attr("made_from", self.made_from)
             earlier = self.stored.user_attrs["made_from"]

@@ -168,7 +168,7 @@ class Table(NamedTuple):
 
     def markdown(self):
         dashes = ["---:" if right else "---" for right in self.numeric]
-        cells = [[re.sub(r"([\\|<`*$])", r"\\\1", " ".join(cell.split())) for cell in row]
+        cells = [[re.sub(r"([\\|`*$]|<(?=[A-Za-z/!]))", r"\\\1", " ".join(cell.split())) for cell in row]
                  for row in (self.header, dashes, *self.rows)]  # fmt: skip
         return "".join(f"| {' | '.join(row)} |\n" for row in cells)
 

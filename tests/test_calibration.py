@@ -76,7 +76,7 @@ def test_the_figures_show_before_and_after():
     before, after = (calibration.calibrated(logits, T) for T in (1, 3))
     figure = calibration_figures.reliability(y, before, "title", after)
     errors = [100 * calibration.calibration(y, p)[-1] for p in (before, after)]
-    assert figure.get_suptitle() == (f"Reliability: expected calibration error {errors[0]:.2f} %, after temperature scaling "
+    assert figure.get_suptitle() == (f"Expected calibration error {errors[0]:.2f} %, after temperature scaling "
                                      f"{errors[1]:.2f} %\ntitle")  # fmt: skip
     assert [ax.get_title() for ax in figure.axes[:2]] == ["before temperature scaling", "after temperature scaling"]
     assert [sum(bar.get_height() for bar in ax.patches) for ax in figure.axes[2:]] == [len(y), len(y)]

@@ -215,6 +215,7 @@ def test_a_state_that_does_not_fit_is_refused():
 
 
 @pytest.mark.skipif(not shutil.which("c++"), reason="torch.compile needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore:Guards may run slower")  # with Python 3.13.0 alone
 def test_compiled_it_takes_the_same_steps(digits):
     X, y = tensors(digits.train, 128)
     models = []

@@ -79,7 +79,8 @@ def test_large_first_layer_weights_are_shown_as_far_as_they_fit():
 
 
 def test_names_in_figures():
-    assert figure_labels.short("a" * 30) == "a" * 23 + "…"
+    assert figure_labels.short("a" * 30) == "a" * 12 + "…" + "a" * 11
+    assert figure_labels.short("Cassava bacterial blight disease") == "Cassava bact…ght disease"
     assert figure_labels.short("$5 to $10") == r"\$5 to \$10"
     assert figure_labels.short("_x") == " _x"
     assert figure_labels.short("") == ""
@@ -91,7 +92,8 @@ def test_all_figures_of_a_cnn(num_classes, tmp_path):
     X, y, _, names = predictions(num_classes, per_class=4 if num_classes == 2 else 1)
     torch.manual_seed(0)
     model = backbone.CNN((4, 6), (1, 2), classes=num_classes, image_shape=(40, 32)).eval()
-    images = SimpleNamespace(test=SimpleNamespace(X=X.astype(np.float32), y=y), classes=names)
+    test = SimpleNamespace(X=X.astype(np.float32), y=y)
+    images = SimpleNamespace(test=test, classes=names, as_shown=lambda X: X)
     features = {"X_test": np.random.default_rng(0).standard_normal((len(y), 7))}
     drawn = figures.cnn_figures(model, images, features, np.zeros((len(y), num_classes), np.float32), TITLE)
     assert set(drawn) == {"filters.png", "feature_maps.png", "saliency.png", "confusable.png", "features.png"}

@@ -1,3 +1,4 @@
+import contextlib
 import csv
 import json
 import shlex
@@ -122,7 +123,7 @@ search.main(sys.argv[1:])
 def count(folder):
     """Number of the trials in Optuna's file."""
     try:
-        with sqlite3.connect(f"file:{folder / search.DB}?mode=ro", uri=True) as connection:
+        with contextlib.closing(sqlite3.connect(f"file:{folder / search.DB}?mode=ro", uri=True)) as connection:
             return connection.execute("SELECT count(*) FROM trials").fetchone()[0]
     except sqlite3.OperationalError:
         return 0
