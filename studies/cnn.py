@@ -11,6 +11,7 @@ from studies.study import Claim, Study, vary
 PLAIN = {"recipe": "plain"}
 RATES = (0.001, 0.003, 0.01, 0.03)
 BATCH_NORM = {"norm": "batch"}
+HIGHER = (*RATES, 0.1)  # with batch normalization, where 0.03 was chosen
 
 
 def plain(name, question, variants, baseline, claims=(), fixed=None, **options):
@@ -32,7 +33,8 @@ STUDIES = (
            "max after 2 and 3": {"pool_after": (2, 3)}, "max after 1 and 3": {"pool_after": (1, 3)},
            "max after 1, then global average": {"pool_after": (1,), "global_pool": "average"}}, "max"),
     plain("cnn_initialization", "How should a CNN be initialized, with and without batch normalization?",
-          {f"{init}{', batch norm' * (norm == 'batch')}": {"init": init, "norm": norm}
+          {f"{init}{', batch norm' * (norm == 'batch')}":
+           {"init": init, "norm": norm, "learning_rates": HIGHER if norm == "batch" else RATES}
            for norm in ("none", "batch") for init in ("he", "xavier", "random")}, "he",
           [Claim("Choice: He initialization instead of random in a CNN", "he", "random"),
            Claim("Choice: He initialization instead of random in a CNN with batch norm", "he, batch norm",
@@ -45,11 +47,11 @@ STUDIES = (
           {"none": {}, "flip": {"flip": True}, "shift 2": {"shift": 2}, "erase 8": {"erase": 8},
            "all": {"flip": True, "shift": 2, "erase": 8}}, "none",
           [Claim("Reported: augmentation improves the CNN by 0.65 points", "all", "none")], fixed=BATCH_NORM | {"epochs": 8},
-          note="With batch normalization; eight epochs."),
+          learning_rates=HIGHER, note="With batch normalization; eight epochs."),
     plain("cnn_optimizer", "Which optimizer trains a CNN best in five epochs?",
           {"adam": {}, "adamw": {"optimizer": "adamw", "weight_decay": 0.01},
-           "nesterov": {"optimizer": "nesterov", "learning_rates": (0.02, 0.05, 0.15)}}, "adam", fixed=BATCH_NORM,
-          curves=True, note="With batch normalization."),
+           "nesterov": {"optimizer": "nesterov", "learning_rates": (0.05, 0.15, 0.5)}}, "adam", fixed=BATCH_NORM,
+          learning_rates=HIGHER, curves=True, note="With batch normalization."),
 )  # fmt: skip
 
 # The networks of similar projects, with their hyper-parameters as published. The first three name neither a learning rate
