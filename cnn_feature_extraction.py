@@ -75,8 +75,8 @@ LABEL_SMOOTHING = 0.1  # fraction of each label that is spread over all classes,
 FLIP = True  # mirror each training image with probability 0.5; redrawn in every epoch
 SHIFT = 1  # random shift of training images, in pixels; redrawn in every epoch; in [0, 1023]
 ERASE = 0  # side of a square of noise in half of the training images, in pixels; redrawn in every epoch; in [0, 1024]
-TTA = "flip"  # test-time augmentation: add the logits of the mirrored image; shifts: of images moved by a pixel as well,
-              # those that are best on validation; only with --flip: {none, flip, shifts, 6_views, 10_views, 18_views}
+TTA = "flip"  # test-time augmentation: add the logits of the mirrored image; shifts: also of images shifted by one pixel,
+              # the views that are best on validation; only with --flip: {none, flip, shifts, 6_views, 10_views, 18_views}
 # -- run
 RECIPE = "default"  # plain is a small baseline, three convolutions and Adam, nothing else: {default, plain}
 SEED = 0  # seed of initialization, batch order and augmentation, in [0, 2147483647]

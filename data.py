@@ -34,7 +34,8 @@ OFFLINE_FALLBACK = True  # if there are no files and no network, use the digits 
 VAL_FRACTION = 0.2  # fraction of the training images (60,000) in the validation split, in [0.01, 0.9]
 SPLIT_SEED = 0  # seed of the split into training and validation images, in [0, 2147483647]
 TRAIN_SIZE = 0  # train on a subset of this many images, with equal class proportions; 0 uses all; in [0, 10000000]
-TRAIN_ON_VAL = False  # train on the validation images as well, for a last run with settings that are chosen already
+TRAIN_ON_VAL = False  # train on the validation images as well, for a last run with settings that are chosen already; what is
+                      # measured on them, such as validation accuracy and temperature, says nothing then
 LABEL_NOISE = 0.0  # fraction of the training labels that are replaced by another class, drawn at random; in [0, 1)
 # ----
 

@@ -66,8 +66,8 @@ SHIFT = 0  # random shift of training images, in pixels; redrawn for every batch
 ERASE = 0  # side of a square of noise in half of the training images, in pixels; redrawn for every batch; in [0, 1024]
 AUGMENT_ONCE = False  # augment once, before training, not anew for every batch; only with --flip, --shift or --erase
 NORMALIZE = "global"  # mean 0 and standard deviation 1 over all pixels, or for each pixel: {none, global, per_pixel}
-TTA = "flip"  # test-time augmentation: add the logits of the mirrored image; shifts: of images moved by a pixel as well,
-              # those that are best on validation; only with --flip: {none, flip, shifts, 6_views, 10_views, 18_views}
+TTA = "flip"  # test-time augmentation: add the logits of the mirrored image; shifts: also of images shifted by one pixel,
+              # the views that are best on validation; only with --flip: {none, flip, shifts, 6_views, 10_views, 18_views}
 # -- run
 RECIPE = "default"  # plain is a baseline: Adam with a cosine schedule and nothing else, 12 epochs: {default, plain}
 SEED = 0  # seed of initialization, batch order, dropout and augmentation, in [0, 2147483647]

@@ -74,8 +74,8 @@ FLIP = True  # mirror each training image with probability 0.5; redrawn in every
 SHIFT = 1  # random shift of training images, in pixels; redrawn in every epoch; not with --training frozen; in [0, 27]
 ERASE = 0  # side of a square of noise in half of the training images, in pixels; redrawn in every epoch; not with
            # --training frozen; in [0, 28]
-TTA = "flip"  # test-time augmentation: add the logits of the mirrored image; shifts: of images moved by a pixel as well,
-              # those that are best on validation; only with --flip; not with --training frozen:
+TTA = "flip"  # test-time augmentation: add the logits of the mirrored image; shifts: also of images shifted by one pixel,
+              # the views that are best on validation; only with --flip; not with --training frozen:
               # {none, flip, shifts, 6_views, 10_views, 18_views}
 # -- run
 SEED = 0  # seed of initialization, batch order and augmentation, in [0, 2147483647]

@@ -24,25 +24,22 @@ def tta_logits(s, predict, images, logits):
     """
     if s.tta == "none" or not s.flip:
         return {}, None
-    pairs = {(0, 0): {split: values + predict(getattr(images, split).X[:, :, ::-1]) for split, values in logits.items()}}
-    flip = {"flip": pairs[0, 0]}
+    flip = {split: values + predict(getattr(images, split).X[:, :, ::-1]) for split, values in logits.items()}
     if s.tta == "flip":
-        return flip, None
-    for shift in SHIFTS["18_views"][1:]:
-        pairs[shift] = {}
-        for split in logits:
-            X = shifted(getattr(images, split).X, *shift)
-            pairs[shift][split] = predict(X) + predict(X[:, :, ::-1])
+        return {"flip": flip}, None
+    pairs = {(0, 0): flip}  # {shift: logits of the shifted images and of their mirror images}
+    candidates = SHIFTS if s.tta == "shifts" else {s.tta: SHIFTS[s.tta]}
+    for shift in set().union(*candidates.values()) - pairs.keys():
+        views = {split: shifted(getattr(images, split).X, *shift) for split in logits}
+        pairs[shift] = {split: predict(X) + predict(X[:, :, ::-1]) for split, X in views.items()}
     sums = {name: {split: sum(pairs[shift][split] for shift in shifts) for split in logits}
-            for name, shifts in SHIFTS.items()}  # fmt: skip
-    best = s.tta
-    if s.tta == "shifts":
-        best = max(SHIFTS, key=lambda name: np.mean(sums[name]["val"].argmax(axis=1) == images.val.y))
-    return flip | {"shift": sums[best]}, 2 * len(SHIFTS[best])
+            for name, shifts in candidates.items()}  # fmt: skip
+    best = max(sums, key=lambda name: np.mean(sums[name]["val"].argmax(axis=1) == images.val.y))
+    return {"flip": flip, "shift": sums[best]}, 2 * len(SHIFTS[best])
 
 
 def shifted(X, down, right):
-    """Images (N, H, W) moved by one pixel or not at all (-1, 0 or 1 in each direction), filled with 0."""
+    """Images (N, H, W) shifted by one pixel or not at all (-1, 0 or 1 in each direction), filled with 0."""
     height, width = X.shape[1:]
     padded = np.pad(X, ((0, 0), (1, 1), (1, 1)))
     return padded[:, 1 - down : 1 - down + height, 1 - right : 1 - right + width]

@@ -70,6 +70,12 @@ def test_views_that_are_named_are_taken(name):
     assert np.array_equal(named["shift"]["test"], best[0]["shift"]["test"]) == (best[1] == views)
 
 
+def test_only_the_views_that_are_named_are_computed():
+    calls = []
+    tta_logits(setting("6_views"), lambda X: calls.append(X) or predict(X), images(), LOGITS)
+    assert len(calls) == 2 * 5  # of two splits; the logits of the images as they are were given
+
+
 def test_the_test_images_do_not_choose_the_views():
     chosen = {tta_logits(setting("shifts"), predict, images(y_test=rng.integers(3, size=30)), LOGITS)[1] for _ in range(10)}
     assert len(chosen) == 1
