@@ -20,7 +20,6 @@ import difflib
 import importlib
 import io
 import json
-import shlex
 import sys
 import tempfile
 import time
@@ -37,7 +36,7 @@ import data
 from studies import search_figure
 from studies.execute import one_thread, row_of
 from studies.runner import Runner
-from studies.study import SCRIPTS, label, settings_of
+from studies.study import SCRIPTS, label, settings_of, training_command
 from support import files, runs, settings
 
 
@@ -137,17 +136,6 @@ def default_params(script, space):
             return None
         params[name] = value if isinstance(values, Range) else label(value)
     return params if all(defaults[name] == value for name, value in changes_of(space, params).items()) else None
-
-
-def command_of(script, changes):
-    """The command line that trains with the settings `changes`."""
-    words = ["python", f"{SCRIPTS[script]}.py"]
-    for name, value in changes.items():
-        if isinstance(value, bool):
-            words.append(settings.flag(name) if value else settings.flag(f"no_{name}"))
-        else:
-            words += [settings.flag(name), *map(label, value if isinstance(value, (tuple, list)) else [value])]
-    return shlex.join(words)
 
 
 STATES = {"finished": "trained to the end", "stopped early": "stopped early", "diverged": "diverged", "failed": "failed"}
@@ -322,7 +310,7 @@ class Search:
         default = next((trial.value for trial in self.complete if trial.params == self.default_params), None)
         return {"script": SCRIPTS[self.script], "dataset": self.dataset, "val_accuracy": best.value,
                 "default_val_accuracy": default, "trial": best.number + 1, "settings": changes,
-                "command": command_of(self.script, changes), "epochs": self.s.epochs,
+                "command": training_command(self.script, changes), "epochs": self.s.epochs,
                 "trials": {state: states.count(state) for state in STATES}, "importances": self.importances(),
                 "seconds": round(sum(trial.user_attrs["seconds"] for trial in self.trials)),
                 "made_from": self.made_from, **runs.environment()}  # fmt: skip

@@ -9,6 +9,7 @@ if __name__ == "__main__":
 
 import importlib
 import itertools
+import shlex
 from dataclasses import dataclass, field
 
 from support import settings
@@ -74,6 +75,17 @@ def label(value):
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def training_command(script, changes):
+    """The command line that trains with the settings `changes`."""
+    words = ["python", f"{SCRIPTS[script]}.py"]
+    for name, value in changes.items():
+        if isinstance(value, bool):
+            words.append(settings.flag(name) if value else settings.flag(f"no_{name}"))
+        else:
+            words += [settings.flag(name), *map(label, value if isinstance(value, (tuple, list)) else [value])]
+    return shlex.join(words)
 
 
 def modules_of(script):

@@ -16,19 +16,19 @@ if __name__ == "__main__":  # before the slow imports: Ctrl-C
     entry.prepare()
 
 import argparse
-import functools
 import importlib
 import importlib.util
 import json
 import re
-import shlex
 import sys
 import textwrap
 from pathlib import Path
 
 from studies import findings
+from studies.cnn import NETWORKS
 from studies.statistics import LEVEL, word_of
-from support import files, runs, settings
+from studies.study import training_command
+from support import files
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = ("README.md", "results/README.md", "results/studies/heads/README.md")  # the files with tables
@@ -36,7 +36,7 @@ MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 # ---- which runs are in which table: edit here ----
 MLP, MLP_BEST, CNN, FROZEN, JOINT = "mlp_from_scratch", "mlp_best", "cnn_feature_extraction", "hybrid_train", "hybrid_best"
-HEADS = "studies/heads"
+HEADS, REFERENCES = "studies/heads", "studies/references"
 MODELS = (  # (folder in results/, name), in README.md
     (MLP, "NumPy MLP"),
     (MLP_BEST, "NumPy MLP"),
@@ -53,31 +53,12 @@ REFERENCE_MLPS = (  # (folder in results/references/, what is special, test accu
     ("mlp_128_64_tanh", "two hidden layers, tanh, L2 penalty", 85.20),
     ("mlp_300_100_sgd", "two hidden layers, sigmoid outputs, SGD", 87.48),
 )
-TWO_CONVOLUTIONS = "--channels 64 128 --padding 1 0 --pool-after 1 2 --block-order activation_norm_pool"
-REFERENCE_CNNS = (  # (what it is, flags of cnn_feature_extraction.py)
-    ("five convolutions, without batch normalization",
-     "--channels 32 64 128 256 512 --pool-after 1 2 5 --norm none --learning-rate 0.02"),
-    ("five convolutions, batch normalization, pooling after the first four",
-     "--channels 32 64 128 256 512 --pool-after 1 2 3 4 --block-order norm_activation_pool"),
-    ("five convolutions, dropout; a fully connected layer gives the features",
-     "--channels 32 64 128 256 512 --pool-after 1 2 5 --norm none --dropout 0.2 --fc 128 --learning-rate 0.02"),
-    ("two convolutions, one fully connected layer",
-     "--channels 32 64 --pool-after 1 2 --kernel-sizes 5 --norm none --fc 128 --fc-dropout 0.4 --optimizer adam "
-     "--learning-rate 0.001 --weight-decay 0"),
-    ("two convolutions", f"{TWO_CONVOLUTIONS} --optimizer adamw --learning-rate 0.0003 --schedule constant"),
-    ("two convolutions, two fully connected layers with layer normalization",
-     f"{TWO_CONVOLUTIONS} --fc 1024 1024 --fc-norm --optimizer adamw --learning-rate 0.0003 "
-     "--schedule constant"),
-    ("the same, with dropout",
-     f"{TWO_CONVOLUTIONS} --fc 1024 1024 --fc-norm --dropout 0.1 --fc-dropout 0.1 --optimizer adamw "
-     "--learning-rate 0.0003 --schedule constant"),
-)  # fmt: skip
 # ----
 
 
-def metrics_of(results, folder):
-    """The content of results/folder/metrics.json. Raises files.FileError."""
-    path = results / folder / "metrics.json"
+def metrics_of(results, folder, name="metrics.json"):
+    """The content of the JSON file results/folder/name. Raises files.FileError."""
+    path = results / folder / name
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -179,13 +160,23 @@ def main_output(results):
     return "\n".join(["```text", *lines, "```"]) + "\n"
 
 
+def accuracy_columns(results, runs, splits):
+    """{column: name in metrics.json}: accuracies without TTA, with flip TTA and, if any run has it, with shifts."""
+    kinds = {"": "", ", flip TTA": "_flip_tta", ", multi-view TTA": "_shift_tta"}
+    recorded = set().union(*(metrics_of(results, folder) for folder, _ in runs))
+    names = {"val": "validation", "test": "test"}
+    return {f"{names[split]}{words}": f"{split}_accuracy{suffix}" for words, suffix in kinds.items() for split in splits
+            if f"{split}_accuracy{suffix}" in recorded}  # fmt: skip
+
+
 def models(results):
     """The main table, and what is below it: seeds and machines."""
-    rows, seeds, machines = [], {}, {}
+    rows, seeds, machines, columns = [], {}, {}, accuracy_columns(results, MODELS, ("test",))
     for place, (folder, name) in enumerate(MODELS, 1):
         metrics = metrics_of(results, folder)
-        rows.append([f"{link(folder, name, 'results/')}<br>{networks(metrics)}", percent(metrics, "test_accuracy"),
-                     percent(metrics, "test_accuracy_flip_tta"), parameters(metrics), time_of(metrics)])  # fmt: skip
+        rows.append([f"{link(folder, name, 'results/')}<br>{networks(metrics)}",
+                     *(percent(metrics, key) for key in columns.values()),
+                     parameters(metrics), time_of(metrics)])  # fmt: skip
         seeds.setdefault(len(metrics.get("seeds", [0])), []).append(place)
         machines.setdefault(machine(metrics), []).append(place)
 
@@ -194,7 +185,7 @@ def models(results):
             return form.format(next(iter(groups)))
         return listed([f"{form.format(value)} ({places_of(rows)})" for value, rows in groups.items()])
 
-    header = ["model", "test accuracy", "with flip TTA", "parameters", "time per seed"]
+    header = ["model", *(column.replace("test", "test accuracy") for column in columns), "parameters", "time per seed"]
     caption = (f"Mean ± standard deviation over {spread(seeds, '{} seeds')}, each trained on {metrics['train_size']:,} "
                f"images. Time is on {spread(machines)}. TTA is test-time augmentation.")  # fmt: skip
     return table(header, rows) + "\n" + wrapped(caption)
@@ -233,13 +224,13 @@ def found(results):
 
 
 def accuracies(results):
-    rows = []
+    rows, columns = [], accuracy_columns(results, RUNS, ("val", "test"))
     for folder, name in RUNS:
         metrics = metrics_of(results, folder)
-        names = ("val_accuracy", "test_accuracy", "val_accuracy_flip_tta", "test_accuracy_flip_tta")
         rows.append([f"{link(folder, name)}<br>{networks(metrics)}", len(metrics.get("seeds", [0])),
-                     *(percent(metrics, name) for name in names), number(metrics, "test_ece", "{:.3f}")])  # fmt: skip
-    return table(["model", "seeds", "validation", "test", "validation, flip TTA", "test, flip TTA", "test ECE"], rows)
+                     *(percent(metrics, key) for key in columns.values()),
+                     number(metrics, "test_ece", "{:.3f}")])  # fmt: skip
+    return table(["model", "seeds", *columns, "test ECE"], rows)
 
 
 def costs(results):
@@ -265,19 +256,17 @@ def reference_mlps(results):
 
 
 def reference_cnns(results):
-    rows = [[what, f"{cnn_parameters(flags):,}", f"`python cnn_feature_extraction.py {flags}`"]
-            for what, flags in REFERENCE_CNNS]  # fmt: skip
-    return table(["network", "parameters", "command"], rows)
-
-
-@functools.cache
-def cnn_parameters(flags):
-    """Number of parameters of the CNN that cnn_feature_extraction.py trains with these flags."""
-    import cnn_feature_extraction as cnn  # with PyTorch
-    import data
-    from torch_cnn import backbone
-
-    return backbone.build(settings.parse(cnn, data, runs, argv=shlex.split(flags))).num_parameters
+    """The networks of the study `references`: as published and with this project's recipe."""
+    variants = metrics_of(results, REFERENCES, "summary.json")["variants"]
+    rows = []
+    for name, (_, _, val_fraction, reported) in NETWORKS.items():
+        published, ours = (variants[f"{name}, {kind}"] for kind in ("as published", "our recipe"))
+        command = training_command("cnn", ours["settings"])
+        rows.append([name, f"{published['parameters']:,}", f"{1 - val_fraction:.0%}", reported,
+                     percent(published, "test_accuracy"), percent(ours, "test_accuracy"), f"`{command}`"])  # fmt: skip
+    header = ["network", "parameters", "training images", "reported there", "as published", "our recipe",
+              "command of our recipe"]  # fmt: skip
+    return table(header, rows)
 
 
 # ---- results/studies/heads/README.md

@@ -17,7 +17,7 @@ import cnn_feature_extraction
 import data
 import mlp_from_scratch
 import plots
-from studies import search, search_figure
+from studies import search, search_figure, study
 from studies.search import Range
 from studies.study import settings_of
 from support import files, runs, settings
@@ -60,7 +60,7 @@ def test_the_first_trial_has_the_defaults_and_any_command_can_be_pasted(script, 
                   rng.integers(values.low, values.high + 1) if isinstance(values.low, int) else
                   rng.uniform(values.low, values.high) for name, values in space.items()}  # fmt: skip
         changes = search.changes_of(space, params)
-        words = shlex.split(search.command_of(script, changes))
+        words = shlex.split(study.training_command(script, changes))
         assert words[:2] == ["python", f"{module.__name__}.py"]
         assert settings.parse(module, data, runs, argv=words[2:]) == settings.load(module, data, runs, **changes)
 
