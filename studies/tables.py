@@ -262,8 +262,9 @@ def reference_cnns(results):
     for name, (_, _, val_fraction, reported) in NETWORKS.items():
         published, ours = (variants[f"{name}, {kind}"] for kind in ("as published", "our recipe"))
         command = training_command("cnn", ours["settings"])
-        rows.append([name, f"{published['parameters']:,}", f"{1 - val_fraction:.0%}", reported,
-                     percent(published, "test_accuracy"), percent(ours, "test_accuracy"), f"`{command}`"])  # fmt: skip
+        here = (f"{variant['test_accuracy']:.2%}".replace("%", " %") for variant in (published, ours))
+        rows.append([name, f"{published['parameters']:,}", f"{60_000 * (1 - val_fraction):,.0f}", reported, *here,
+                     f"`{command}`"])  # fmt: skip
     header = ["network", "parameters", "training images", "reported there", "as published", "our recipe",
               "command of our recipe"]  # fmt: skip
     return table(header, rows)
