@@ -44,7 +44,8 @@ MODELS = (  # (folder in results/, name), in README.md
     (FROZEN, "CNN features + NumPy MLP (frozen backbone)"),
     (JOINT, "CNN + NumPy MLP, trained jointly"),
 )
-RUNS = (*MODELS, ("cnn_compiled", "CNN, linear classifier, with `torch.compile`"))  # in results/README.md
+RUNS = (*MODELS, ("cnn_compiled", "CNN, linear classifier, with `torch.compile`"),  # in results/README.md
+        ("transfer_learning", "transfer_learning.py, without ImageNet's weights"))  # fmt: skip
 REFERENCE_MLPS = (  # (folder in results/references/, what is special, test accuracy in % as its project reports it)
     ("softmax_regression", "no hidden layer", 73.80),
     ("mlp_128", "one hidden layer", None),

@@ -17,6 +17,7 @@ import data
 import experiments
 import hybrid_train
 import mlp_from_scratch
+import transfer_learning
 from studies import catalog, heads, tables
 from support import runs, settings
 
@@ -27,6 +28,7 @@ MODULES = {  # whose constants are a script's flags
     "mlp_from_scratch": (mlp_from_scratch, data, runs),
     "cnn_feature_extraction": (cnn_feature_extraction, data, runs),
     "hybrid_train": (hybrid_train, cnn_feature_extraction, data, runs),
+    "transfer_learning": (transfer_learning, data, runs),
     "heads": (heads, hybrid_train, cnn_feature_extraction, data, runs),
 }
 COMMANDS = sorted({match for text in TEXTS.values()
