@@ -19,7 +19,8 @@ def ratio_rows(ax, names, ratios, spread, color):
         low, high = spread.get(key, (ratios[key], ratios[key]))
         ax.plot([low, high], [row, row], color=color, linewidth=2, alpha=0.45, solid_capstyle="butt")
         ax.plot(ratios[key], row, "o", color=color, markersize=7)
-        ax.annotate(f"{ratios[key]:.2f}", (ratios[key], row), (0, 7), textcoords="offset points", ha="center", fontsize=9)
+        ax.annotate(f"{ratios[key]:.2f}", (ratios[key], row), (0, 7), textcoords="offset points", ha="center", fontsize=9,
+                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 1}, zorder=3)  # above the target's line
     ax.set_yticks(range(len(names)), [textwrap.fill(name, 24) for name in names.values()])
     ax.axvline(1, color=GREY, linewidth=0.8)
     ax.set_ylim(len(names) - 0.4, -0.7)

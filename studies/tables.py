@@ -24,7 +24,7 @@ import sys
 import textwrap
 from pathlib import Path
 
-from studies import findings
+from studies import comparison, findings
 from studies.cnn import NETWORKS
 from studies.statistics import LEVEL, word_of
 from studies.study import training_command
@@ -161,10 +161,13 @@ def main_output(results):
     return "\n".join(["```text", *lines, "```"]) + "\n"
 
 
-def accuracy_columns(results, runs, splits):
-    """{column: name in metrics.json}: accuracies without TTA, with flip TTA and, if any run has it, with shifts."""
+def accuracy_columns(metrics, splits):
+    """{column: name in metrics.json}: accuracies without TTA, with flip TTA and, if any run has it, with shifts.
+
+    metrics: the contents of the runs' metrics.json.
+    """
     kinds = {"": "", ", flip TTA": "_flip_tta", ", multi-view TTA": "_shift_tta"}
-    recorded = set().union(*(metrics_of(results, folder) for folder, _ in runs))
+    recorded = set().union(*metrics)
     names = {"val": "validation", "test": "test"}
     return {f"{names[split]}{words}": f"{split}_accuracy{suffix}" for words, suffix in kinds.items() for split in splits
             if f"{split}_accuracy{suffix}" in recorded}  # fmt: skip
@@ -172,9 +175,10 @@ def accuracy_columns(results, runs, splits):
 
 def models(results):
     """The main table, and what is below it: seeds and machines."""
-    rows, seeds, machines, columns = [], {}, {}, accuracy_columns(results, MODELS, ("test",))
-    for place, (folder, name) in enumerate(MODELS, 1):
-        metrics = metrics_of(results, folder)
+    rows, seeds, machines = [], {}, {}
+    all_metrics = [metrics_of(results, folder) for folder, _ in MODELS]
+    columns = accuracy_columns(all_metrics, ("test",))
+    for place, ((folder, name), metrics) in enumerate(zip(MODELS, all_metrics, strict=True), 1):
         rows.append([f"{link(folder, name, 'results/')}<br>{networks(metrics)}",
                      *(percent(metrics, key) for key in columns.values()),
                      parameters(metrics), time_of(metrics)])  # fmt: skip
@@ -225,9 +229,9 @@ def found(results):
 
 
 def accuracies(results):
-    rows, columns = [], accuracy_columns(results, RUNS, ("val", "test"))
-    for folder, name in RUNS:
-        metrics = metrics_of(results, folder)
+    rows, all_metrics = [], [metrics_of(results, folder) for folder, _ in RUNS]
+    columns = accuracy_columns(all_metrics, ("val", "test"))
+    for (folder, name), metrics in zip(RUNS, all_metrics, strict=True):
         rows.append([f"{link(folder, name)}<br>{networks(metrics)}", len(metrics.get("seeds", [0])),
                      *(percent(metrics, key) for key in columns.values()),
                      number(metrics, "test_ece", "{:.3f}")])  # fmt: skip
@@ -263,7 +267,7 @@ def reference_cnns(results):
     for name, (_, _, val_fraction, reported) in NETWORKS.items():
         published, ours = (variants[f"{name}, {kind}"] for kind in ("as published", "our recipe"))
         command = training_command("cnn", ours["settings"])
-        here = (f"{variant['test_accuracy']:.2%}".replace("%", " %") for variant in (published, ours))
+        here = (comparison.percent(variant, "test_accuracy") for variant in (published, ours))
         rows.append([name, f"{published['parameters']:,}", f"{60_000 * (1 - val_fraction):,.0f}", reported, *here,
                      f"`{command}`"])  # fmt: skip
     header = ["network", "parameters", "training images", "reported there", "as published", "our recipe",

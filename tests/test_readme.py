@@ -19,6 +19,7 @@ import hybrid_train
 import mlp_from_scratch
 import transfer_learning
 from studies import catalog, heads, tables
+from studies.cnn import NETWORKS
 from support import runs, settings
 
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "results/README.md", "results/studies/heads/README.md")
@@ -211,6 +212,11 @@ def test_the_sentences_about_the_results_hold():
     assert "`torch.compile` did not pay off" in text
     assert results("cnn_compiled")["seconds"] > results(tables.CNN)["seconds"]
     assert 'The CNNs of the frozen-backbone runs are those of the row "CNN, linear classifier"' in text
+    variants = tables.metrics_of(ROOT / "results", tables.REFERENCES, "summary.json")["variants"]
+    gains = [variants[f"{name}, our recipe"]["test_accuracy"] - variants[f"{name}, as published"]["test_accuracy"]
+             for name, (network, *_) in NETWORKS.items() if network.get("norm") == "none"]  # fmt: skip
+    assert "of the four networks without it, three are worse with it" in text
+    assert [len(gains), sum(gain < 0 for gain in gains)] == [4, 3]
     frozen, cnn = results(tables.FROZEN)["by_seed"], results(tables.CNN)["by_seed"]
     assert all(frozen[f"cnn_{name}"] == cnn[name] for name in ("val_accuracy", "test_accuracy"))
 
