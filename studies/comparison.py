@@ -3,6 +3,7 @@
 if __name__ == "__main__":
     raise SystemExit("studies/comparison.py is a module, not a script: experiments.py uses it")
 
+import itertools
 import math
 import re
 import statistics
@@ -17,6 +18,7 @@ from support import runs
 RESERVED = ("learning_rates", "script", "seeds", "group", "from_backbone")  # of a variant: not settings
 LINKS = {"better": "better than", "worse": "worse than", "not distinguishable": "not distinguishable from"}
 MANY = 12  # tests, from which on the verdict counts the variants instead of naming them
+LEARNED = 0.15  # accuracy on training images, of ten classes, below which a run has learned nothing
 
 
 @dataclass(frozen=True)
@@ -134,12 +136,13 @@ class Comparison:
     def summary(self, rows):
         """The content of summary.json."""
         results = {variant.label: self.result(variant, rows) for variant in self.variants}
-        tests = self.tests(results)
+        tests = tests_of(self.study, results)
         return {
             "name": self.study.name, "question": self.study.question, "command": self.command, "script": self.study.script,
             "dataset": next((row["dataset"] for row in rows.values() if "dataset" in row), ""),
-            "baseline": self.study.baseline, "fixed": self.study.fixed, "seeds": max(len(v.seeds) for v in self.variants),
-            "epochs": self.epochs(), "variants": results, "tests": tests, "verdict": verdict(self.study, results, tests),
+            "baseline": self.study.baseline, "against": self.study.rivals, "fixed": self.study.fixed,
+            "seeds": max(len(v.seeds) for v in self.variants), "epochs": self.epochs(), "variants": results, "tests": tests,
+            "verdict": verdict(self.study, results, tests),
             "claims": [claim_result(claim, tests) for claim in self.study.claims], "note": self.study.note,
             "factors": list(self.study.factors), "x": self.study.x, "curves": self.study.curves,
             "backbone": self.study.backbone, "run_seconds": round(sum(row.get("seconds", 0) for row in rows.values())),
@@ -179,17 +182,22 @@ class Comparison:
             result["val_accuracy_by_epoch"] = np.mean([h[: min(map(len, histories))] for h in histories], axis=0).tolist()
         return result
 
-    def tests(self, results):
-        """A paired t test of each variant against the baseline, and of each claim; corrected over the study (Holm)."""
-        pairs = [(label, self.study.baseline) for label in results if label != self.study.baseline]
-        pairs += [(claim.better, claim.worse) for claim in self.study.claims if claim.better]
-        tests = {}
-        for variant, against in pairs:
-            test = paired_test(results[variant], results[against])
-            if test and (variant, against) not in tests and (against, variant) not in tests:
-                tests[variant, against] = {"variant": variant, "against": against} | test
-        corrected = holm([test["p"] for test in tests.values()])
-        return [test | {"p_holm": p} for test, p in zip(tests.values(), corrected, strict=True)]
+
+def tests_of(study, results):
+    """A paired t test of each variant and its rival, and of each claim; corrected over the study (Holm)."""
+    pairs = [*study.rivals.items(), *((claim.better, claim.worse) for claim in study.claims if claim.better)]
+    tests = {}
+    for variant, against in pairs:
+        test = paired_test(results[variant], results[against])
+        if test and (variant, against) not in tests and (against, variant) not in tests:
+            tests[variant, against] = {"variant": variant, "against": against} | test
+    corrected = holm([test["p"] for test in tests.values()])
+    return [test | {"p_holm": p} for test, p in zip(tests.values(), corrected, strict=True)]
+
+
+def not_learned(result):
+    """Number of seeds of a variant that have learned nothing: their accuracy on training images is that of guessing."""
+    return sum(value < LEARNED for value in result.get("by_seed", {}).get("train_eval_accuracy", ()))
 
 
 def message_of(row):
@@ -198,9 +206,12 @@ def message_of(row):
 
 
 def paired_test(result, other):
-    """{"points": mean difference in test accuracy, ...} over the seeds that both have; None if these are fewer than two."""
+    """{"points": mean difference in test accuracy, ...} over the seeds that both have; None if these are fewer than two.
+
+    None, too, where only some seeds of either have learned: such differences are far from normally distributed.
+    """
     seeds = [seed for seed in result["seeds"] if seed in other["seeds"]]
-    if len(seeds) < 2:
+    if len(seeds) < 2 or any(0 < not_learned(side) < len(side["seeds"]) for side in (result, other)):
         return None
     values, others = (dict(zip(side["seeds"], side["by_seed"]["test_accuracy"], strict=True)) for side in (result, other))
     points = [100 * (values[seed] - others[seed]) for seed in seeds]
@@ -227,17 +238,23 @@ def verdict(study, results, tests):
     name = {label: spoken(study, label) for label in results}
     best = max(valid, key=lambda label: valid[label]["val_accuracy"])
     sentences = [f"The best on validation is {name[best]}: {percent(valid[best], 'test_accuracy')} on the test images"]
-    tests, clauses = [test for test in tests if test["against"] == study.baseline], []
-    for word, link in LINKS.items():
-        group = [test for test in tests if word_of(test) == word]
+    tests, clauses = [test for test in tests if study.rivals.get(test["variant"]) == test["against"]], []
+    rivals = list(dict.fromkeys(test["against"] for test in tests))
+    many = len(tests) >= MANY
+    for rival, (word, link) in itertools.product([""] if many and len(rivals) > 1 else rivals, LINKS.items()):
+        group = [test for test in tests if word_of(test) == word and rival in (test["against"], "")]
         named = [f"{name[label] if len(study.factors) == 2 or number == 0 else label} ({test['points']:+.2f})"
                  for number, test in enumerate(group) for label in [test["variant"]]]  # fmt: skip
-        subject = f"{len(group)} of {len(tests)} variants" if len(tests) >= MANY else ", ".join(named)
+        subject = f"{len(group)} of {len(tests)} variants" if many else ", ".join(named)
         if group:
-            clauses.append(f"{subject} {'is' if len(group) == 1 else 'are'} {link} {name[study.baseline]}")
+            verb, its = ("is", "its") if len(group) == 1 else ("are", "their")
+            clauses.append(f"{subject} {verb} {link} {name.get(rival, f'{its} baseline')}")
     sentences.append("; ".join(clauses))
-    if len(valid) > 1 and not tests:
+    if len(valid) > 1 and study.rivals and not tests:
         sentences.append("Nothing is tested: that needs two seeds or more of the baseline and of another variant")
+    stuck = [f"{name[label]} ({number} of {len(result['seeds'])} seeds)"
+             for label, result in valid.items() if (number := not_learned(result))]  # fmt: skip
+    sentences.append(f"Learned nothing: {', '.join(stuck)}" if stuck else "")
     failed = [name[label] for label, result in results.items() if result.get("failed")]
     sentences.append(f"Diverged or failed in some seeds: {', '.join(failed)}" if failed else "")
     return ". ".join(filter(None, sentences)) + "."

@@ -14,8 +14,6 @@ WORDS = {  # of what is reported, and of what was chosen
     "does not hold": ("does not hold here", "worse here"),
     "not distinguishable": ("no distinguishable difference here",) * 2,
 }
-WHOLE = ("norm", "input_normalization", "dropout")  # studies about which nothing is reported: their verdicts
-MOST = 10  # lines
 
 
 def lines(results):
@@ -34,10 +32,4 @@ def lines(results):
             numbers = f"{claim['points']:+.2f} points, p = {claim['p_holm']:.2g}"
             word = f"**{WORDS[claim['verdict']][kind == 'Choice']}** ({numbers})"
             groups[claim["verdict"]].append(f"- {kind}: {text}: [{word}](results/studies/README.md#{name})")
-    for name in WHOLE[: max(0, MOST - sum(map(len, groups.values())))]:
-        path = results / "studies" / name / "summary.json"
-        if path.exists():
-            summary = files.read_json(path)
-            groups["not distinguishable"].append(f"- [{summary['question']}](results/studies/README.md#{name}) "
-                                                 f"{summary['verdict']}")  # fmt: skip
     return "".join(f"{line}\n" for group in groups.values() for line in group)

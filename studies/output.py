@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from plots import GREY, MODEL_COLORS, SERIES, WRONG, figure
-from studies.comparison import interval
+from studies.comparison import interval, not_learned
 from studies.study import label
 from support import files
 
@@ -76,8 +76,8 @@ def accuracies(result):
 def dots(summary, results, title):
     """Test accuracy of each variant: a dot for each seed, the mean and its 95 % interval; below it curves by epoch."""
     variants = summary["variants"]
-    names = [f"{name} (baseline)" if name == summary["baseline"] else name for name in variants]
-    names = [textwrap.fill(name, 36) for name in names]
+    baselines = set(summary.get("against", {}).values()) or {summary["baseline"]}
+    names = [textwrap.fill(f"{name} (baseline)" if {name} == baselines else name, 36) for name in variants]
     height = 0.16 * sum(2 + name.count("\n") for name in names)
     panels = [height, 3.2] if summary["curves"] else [height]
     fig, axes = figure(title, 9, 1.5 + 1.15 * sum(panels), nrows=len(panels), height_ratios=panels)
@@ -102,14 +102,16 @@ def dots(summary, results, title):
             ax.errorbar(values.mean(), row, xerr=interval(values) or None, color=color, marker="|", markersize=12,
                         markeredgewidth=2, elinewidth=1.2)  # fmt: skip
         several = f", {result['failed']} {lost(result)}" if result.get("failed") else ""
+        several += f", {number} learned nothing" if (number := not_learned(result)) else ""
         ax.text(1.02, row, f"{values.mean():.2f}{several}", **beside)
-    if "by_seed" in variants[summary["baseline"]]:
-        ax.axvline(accuracies(variants[summary["baseline"]]).mean(), color=GREY, linewidth=0.8, linestyle=":", zorder=0)
+    if len(baselines) == 1 and "by_seed" in (result := variants[min(baselines)]):
+        ax.axvline(accuracies(result).mean(), color=GREY, linewidth=0.8, linestyle=":", zorder=0)
     ax.set_yticks(range(len(names)), names, fontsize=9)
     ax.set(xlim=(low - margin, high + margin), ylim=(len(names) - 0.5, -0.5))
     words = [": seeds, mean" * (summary["seeds"] > 1) + ", 95 % interval" * (summary["seeds"] > 2)]
-    words += ["; triangle: lower"] if any(values.mean() < low for values in map(accuracies, results.values())) else []
-    ax.set_xlabel("".join(["test accuracy (%)", *words, "; dotted: baseline"]), fontsize=9)
+    words += ["; triangle: mean below this axis"] if any(values.mean() < low for values in points) else []
+    words += ["; dotted: baseline"] if len(baselines) == 1 else []
+    ax.set_xlabel("".join(["test accuracy (%)", *words]), fontsize=9)
     ax.grid(axis="x", alpha=0.25)
     if summary["curves"]:
         curves(axes[1, 0], results)
@@ -128,6 +130,9 @@ def curves(ax, results):
                 color=SERIES[number % len(SERIES)], linestyle=("-", "--", ":", "-.")[number // len(SERIES) % 4],
                 marker="o" if len(values) == 1 else None)  # fmt: skip
     ax.set_ylim(low, best + 0.05 * (best - low))
+    seen = [100 * np.array(result["val_accuracy_by_epoch"]) >= low for result in results.values()]
+    first, last = min(values.argmax() + 1 for values in seen if values.any()), max(map(len, seen))
+    ax.set_xlim(first - 0.02 * last, last + 0.02 * last)  # without epochs in which no curve is in range
     ax.set_xlabel("epoch", fontsize=9)
     ax.set_ylabel("validation accuracy (%)", fontsize=9)
     ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
@@ -189,16 +194,20 @@ def lines(summary, results, title):
     ax, groups = axes[0, 0], {}
     for result in results.values():
         groups.setdefault(result["group"], []).append(result)
+    places = [result["x"] for result in results.values()]
+    is_logarithmic = min(places) > 0 and max(places) > 8 * min(places)
     for number, (group, members) in enumerate(groups.items()):
         members = sorted(members, key=lambda result: result["x"])
-        x, color = [result["x"] for result in members], MODEL_COLORS.get(group, SERIES[number % len(SERIES)])
+        x, color = np.array([result["x"] for result in members]), MODEL_COLORS.get(group, SERIES[number % len(SERIES)])
+        if summary["x"] != "seconds":  # beside each other, not on top of each other
+            shift = number - (len(groups) - 1) / 2
+            x = x * 1.04**shift if is_logarithmic else x + 0.006 * shift * (max(places) - min(places))
         values = list(map(accuracies, members))
         for place, points in zip(x, values, strict=True):
             ax.plot(np.full(len(points), place), points, "o", color=color, alpha=0.4, markersize=4, markeredgewidth=0)
         ax.errorbar(x, [points.mean() for points in values], yerr=[interval(points) for points in values], color=color,
                     linewidth=1.6, elinewidth=1, capsize=2, label=group or None)  # fmt: skip
-    places = [result["x"] for result in results.values()]
-    if min(places) > 0 and max(places) > 8 * min(places):
+    if is_logarithmic:
         logarithmic(ax, min(places), max(places), sorted(set(places)) if summary["x"] != "seconds" else [])
     names = {"train_size": "training images", "seconds": "training time (s), one thread",
              "label_noise": "fraction of wrong training labels"}  # fmt: skip

@@ -16,7 +16,7 @@ import json
 import textwrap
 from pathlib import Path
 
-from studies.comparison import claim_result, percent, verdict
+from studies.comparison import LINKS, claim_result, not_learned, percent, tests_of, verdict
 from studies.statistics import word_of
 from support import files
 
@@ -24,16 +24,17 @@ INTRODUCTION = """# Studies
 
 Made by `python experiments.py`; the numbers are in each folder's `runs.csv` and `summary.json`.
 
-Each study changes one factor of a plain baseline. Validation chooses the learning rate of every variant, with the first
-seed; "(edge)" marks the lowest or highest of those to choose from. All variants share splits and seeds. Tables show
-mean ± standard deviation over the seeds. The test images choose nothing. Differences in test accuracy are tested against
-the baseline by paired t tests over the seeds, corrected within a study (Holm, level 0.05). With few seeds, small
-differences remain undetected: "not distinguishable" does not mean equal. Below a study stands what similar projects report
-from single runs, or have chosen, and whether that holds here.
+Most studies change one factor of a plain baseline; the others say so. Validation chooses the learning rate of every
+variant, with the first seed, except where a study says otherwise; "(edge)" marks the lowest or highest of those to choose
+from. All variants have the same seeds. Tables show mean ± standard deviation over the seeds. The test images choose
+nothing. Differences in test accuracy are tested against the baseline by paired t tests over the seeds, corrected within a
+study (Holm, level 0.05): p depends on the number of tests in the study, too. With few seeds, small differences remain
+undetected: "not distinguishable" does not mean equal. Seeds that learn nothing are counted, and their variant is not
+tested. Below each study: what similar projects report, from single runs, or have chosen.
 """
 HEADS = "Does the NumPy MLP classify a CNN's features better than other classifiers do?"
-COLUMNS = ("variant", "learning rate", "validation", "test", "difference in points", "p", "verdict", "on training images",
-           "s per run")  # fmt: skip
+COLUMNS = ("variant", "learning rate", "validation", "test", "difference in points", "p", "verdict", "on training images")
+SECONDS = "s per run"  # the column of studies of time; elsewhere it shows the load of the machine
 
 
 def paths(folder, names):
@@ -99,7 +100,8 @@ def setup(summary):
     text = f"`{command}`. {budget(summary)}" + (f", fixed: `{fixed}`" if fixed else "")
     seconds, processor = summary["run_seconds"], summary["machine"]["processor"]
     time = f"{seconds / 60:.0f} minutes" if seconds >= 90 else f"{seconds} seconds"
-    return f"{text}. {summary['runs']} runs, {time} of one core ({processor})."
+    tests = f"{len(summary['tests'])} test{'s' * (len(summary['tests']) != 1)}"
+    return f"{text}. {summary['runs']} runs, {time} of one core ({processor}); {tests}."
 
 
 def budget(summary):
@@ -130,30 +132,42 @@ def rate_of(result):
     return f"{result['learning_rate']:g}" + (" (edge)" if result.get("at_edge") else "")
 
 
+def baselines_of(summary):
+    """The variants that others are compared with."""
+    return set(summary.get("against", {}).values()) or {summary["baseline"]}
+
+
 def cells_of(summary):
-    """{variant: its cells of COLUMNS without the first one}."""
-    tests = {test["variant"]: test for test in summary["tests"] if test["against"] == summary["baseline"]}
-    cells = {}
+    """{variant: its cells of COLUMNS without the first one}, and with SECONDS in a study of time."""
+    rivals, cells, timed = summary.get("against", {}), {}, summary["x"] == "seconds"
+    several = len(baselines_of(summary)) > 1
+    tests = {test["variant"]: test for test in summary["tests"]
+             if test["against"] == rivals.get(test["variant"], summary["baseline"])}  # fmt: skip
     for name, result in summary["variants"].items():
         test, failed = tests.get(name), f"{result.get('failed', 0)} of {summary['seeds']} seeds: {result.get('message')}"
         if "val_accuracy" not in result:
-            cells[name] = [rate_of(result), "-", "-", "-", "-", failed, "-", "-"]
+            cells[name] = [rate_of(result), "-", "-", "-", "-", failed, "-", *["-"] * timed]
             continue
         verdict = ["-", "-", "-"]
         if test:
-            verdict = [f"{test['points']:+.2f} ± {test['points_std']:.2f}", f"{test['p_holm']:.2g}", word_of(test)]
+            word, against = word_of(test), test["against"]
+            word = f"{LINKS[word]} {against}" if several else word
+            verdict = [f"{test['points']:+.2f} ± {test['points_std']:.2f}", f"{test['p_holm']:.2g}", word]
+        if number := not_learned(result):
+            verdict[2] += f"; {number} of {len(result['seeds'])} seeds learned nothing"
         if result.get("failed"):
             verdict[2] += f"; {failed}"
         cells[name] = [rate_of(result), percent(result, "val_accuracy"), percent(result, "test_accuracy"), *verdict,
-                       percent(result, "train_eval_accuracy"), f"{result['seconds']:.0f}"]  # fmt: skip
+                       percent(result, "train_eval_accuracy"), *[f"{result['seconds']:.0f}"] * timed]  # fmt: skip
     return cells
 
 
 def table(summary):
     """The Markdown table of a study's variants."""
-    lines = [row(COLUMNS), "| --- " * len(COLUMNS) + "|"]
+    columns = [*COLUMNS, *[SECONDS] * (summary["x"] == "seconds")]
+    lines = [row(columns), "| --- " * len(columns) + "|"]
     for name, cells in cells_of(summary).items():
-        lines.append(row([f"**{name}** (baseline)" if name == summary["baseline"] else name, *cells]))
+        lines.append(row([f"**{name}** (baseline)" if name in baselines_of(summary) else name, *cells]))
     return "\n".join(lines)
 
 
@@ -161,7 +175,7 @@ def terminal_text(summary):
     """A study's result as lines for the terminal."""
     rows = {"": list(COLUMNS[1:6])}
     for name, cells in cells_of(summary).items():
-        rows[f"{name} (baseline)" if name == summary["baseline"] else name] = cells[:5]
+        rows[f"{name} (baseline)" if name in baselines_of(summary) else name] = cells[:5]
     rows = [[name, *cells] for name, cells in rows.items()]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["", *textwrap.wrap(f"{summary['name']}: {summary['question']} ({budget(summary)})", 118)]
@@ -186,6 +200,9 @@ def main(argv=None):
         summary, _ = read(path)
         if summary["name"] in catalog.STUDIES:
             study = catalog.STUDIES[summary["name"]]
+            if summary["variants"].keys() == study.variants.keys():
+                summary |= {"question": study.question, "note": study.note, "against": study.rivals,
+                            "tests": tests_of(study, summary["variants"])}  # fmt: skip
             summary["verdict"] = verdict(study, summary["variants"], summary["tests"])
             summary["claims"] = [claim_result(claim, summary["tests"]) for claim in study.claims]
         output.save(path.parent, summary)
