@@ -79,6 +79,8 @@ def main(argv=None):
             parser.error("name a study, or give --all; python experiments.py lists the studies")
         print(catalog.listing())
         return
+    if options.all and options.studies:
+        parser.error(f"--all: runs every study; leave out {' '.join(options.studies)}")
     if options.studies[:1] == ["sweep"]:
         studies = [catalog.sweep(options.studies[1:], options.vary, options.set, options.seeds or 3)]
     elif options.vary or options.set:

@@ -3,9 +3,9 @@
     python experiments.py compare runs/mlp_from_scratch/A runs/hybrid_train/B
 
 writes table.md, table.csv, table.tex and curves.png, and prints the table. Runs
-of several seeds are compared over the seeds that they share (paired t test),
-single runs image by image (McNemar's test). The first run is the one that the
-others are compared with.
+are compared over the seeds that they share (paired t test); where that is one
+seed or none, image by image by their first seeds (McNemar's test). The first run
+is the one that the others are compared with.
 """
 
 if __name__ == "__main__":
@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 
 import plots
+from studies.comparison import LINKS
 from studies.finished import read_metrics
-from studies.statistics import LEVEL, holm, mcnemar, paired_t
-from support import files, saved
+from studies.statistics import holm, mcnemar, paired_t, word_of
+from support import files, saved, settings
 from support.report_page import Table
 
 COLUMNS = ("run", "model", "seeds", "validation (%)", "test (%)", "difference in points", "p", "verdict")
@@ -50,12 +51,16 @@ def names_of(runs):
     raise files.FileError("a run is named twice")
 
 
-def correct(run):
-    """Whether each test image is classified correctly (N,), by a single run; None without saved probabilities."""
-    if not (run["folder"] / "test_probabilities.npy").exists():
+def correct(run, seed):
+    """Whether each test image is classified correctly (N,), by one seed of a run; None without saved probabilities."""
+    folder = run["folder"] / f"seed_{seed}" if "seeds" in run["metrics"] else run["folder"]
+    if not (folder / "test_probabilities.npy").exists():
         return None
-    images = saved.images_of_run(run["metrics"])
-    return saved.test_probabilities(run["folder"], run["metrics"], images).argmax(axis=1) == images.test.y
+    images, metrics = saved.images_of_run(run["metrics"]), read_metrics(folder)
+    try:
+        return saved.test_probabilities(folder, metrics, images).argmax(axis=1) == images.test.y
+    except (OSError, *files.DAMAGED) as error:
+        raise files.FileError(f"{folder}: its probabilities cannot be read ({error})") from None
 
 
 def compare(run, other):
@@ -65,12 +70,13 @@ def compare(run, other):
     if len(seeds) > 1:
         points = [100 * (values[seed] - others[seed]) for seed in seeds]
         return {"points": float(np.mean(points)), "p": paired_t(points), "test": f"paired t test over {len(seeds)} seeds"}
-    points = 100 * float(run["accuracies"]["test"].mean() - other["accuracies"]["test"].mean())
-    if len(run["seeds"]) == len(other["seeds"]) == 1:
-        pair = correct(run), correct(other)
-        if pair[0] is not None and pair[1] is not None:
-            return {"points": points, "p": mcnemar(*pair)[2], "test": "McNemar's test of one seed"}
-    return {"points": points, "test": "no common seeds and no saved probabilities"}
+    pair = (seeds * 2)[:2] or (run["seeds"][0], other["seeds"][0])
+    points = 100 * float(values[pair[0]] - others[pair[1]])
+    both = correct(run, pair[0]), correct(other, pair[1])
+    named = f"seed {pair[0]}" + f" and {pair[1]}" * (pair[0] != pair[1])
+    if any(side is None for side in both):
+        return {"points": points, "test": f"{named}, without saved probabilities"}
+    return {"points": points, "p": mcnemar(*both)[2], "test": f"McNemar's test of {named}"}
 
 
 def table_of(runs):
@@ -84,14 +90,13 @@ def table_of(runs):
         if test is None:
             rows.append([*cells, "-", "-", "-"])
             continue
-        word, p = "not tested", "-"
+        word, link, p = "not tested", "not tested against", "-"
         if "p" in test:
-            value = next(corrected)
-            word = "not distinguishable" if value >= LEVEL else "better" if test["points"] > 0 else "worse"
-            p = f"{value:.2g}"
+            test["p_holm"] = next(corrected)
+            word, p = word_of(test), f"{test['p_holm']:.2g}"
+            link = LINKS[word]
         rows.append([*cells, f"{test['points']:+.2f}", p, word])
-        link = {"better": " than", "worse": " than", "not distinguishable": " from"}.get(word, " against")
-        sentences.append(f"{run['name']} is {word}{link} {runs[0]['name']} ({test['points']:+.2f} points, p = {p}; "
+        sentences.append(f"{run['name']} is {link} {runs[0]['name']} ({test['points']:+.2f} points, p = {p}; "
                          f"{test['test']}).")  # fmt: skip
     return rows, sentences
 
@@ -134,11 +139,17 @@ def curves(runs, title):
 def main(argv=None):
     parser = argparse.ArgumentParser("experiments.py compare", description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="folder of a finished run, or of several seeds")
+    parser.add_argument("runs", nargs="*", metavar="RUN", type=Path, help="folder of a finished run, or of several seeds")
     parser.add_argument("--output-dir", default="runs/compare", type=Path, metavar="DIR", help="default: runs/compare")
-    options = parser.parse_args(argv)
+    parser.error = lambda mistake: parser.exit(2, f"experiments.py compare: {mistake.removeprefix('argument ')}\n")
+    options, unknown = parser.parse_known_args(argv)
+    if unknown:
+        known = [action.dest for action in parser._actions if action.option_strings]
+        parser.error(settings.unknown_setting(unknown[0].partition("=")[0], known) + "; --help lists all flags")
     if len(options.runs) < 2:
-        raise files.FileError("compare: name two runs or more")
+        parser.error("name the folders of two runs or more")
+    if options.output_dir.exists() and not options.output_dir.is_dir():
+        parser.error(f"--output-dir {options.output_dir}: is a file; name a folder")
     runs = [read(folder) for folder in options.runs]
     if len({run["dataset"] for run in runs}) > 1:
         datasets = sorted({run["dataset"] for run in runs})

@@ -339,7 +339,7 @@ def write(search):
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else list(argv)
     script = argv.pop(0) if argv and not argv[0].startswith("-") else ""
-    s = settings.parse(sys.modules[__name__], data, argv=argv)
+    s = settings.parse(sys.modules[__name__], data, argv=argv, script="experiments.py search")
     if script not in SPACES:
         near = settings.did_you_mean(difflib.get_close_matches(script, SPACES, 1))
         raise settings.SettingError(f"search {script}".rstrip() + f": name a script: {', '.join(SPACES)}{near}")

@@ -57,7 +57,7 @@ class Incomplete(DataError):
 
 
 def remedy(folder):
-    return f"Put the four files of {HOMEPAGE} into {folder}, or name their folder with --data-dir"
+    return f"Put the four files of {HOMEPAGE} into {folder}, or name their folder with --data-dir or $FASHION_MNIST_DIR"
 
 
 def locate(folder):

@@ -315,9 +315,9 @@ def module_path(constant):
     return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
 
 
-def make_parser(table, modules):
+def make_parser(table, modules, script=""):
     """The ArgumentParser of the constants in the table, in their groups; "run" is the last group."""
-    script, main_path = Path(modules[0].__file__).name, module_path(next(iter(table.values())))
+    script, main_path = script or Path(modules[0].__file__).name, module_path(next(iter(table.values())))
     summary = (modules[0].__doc__ or "").split("\n\n")[0] + " Defaults are the constants at the top of the file."
     usage = "%(prog)s [--flag value ...]"
     parser = argparse.ArgumentParser(script, usage, summary, formatter_class=Help, allow_abbrev=False)
@@ -337,14 +337,14 @@ def make_parser(table, modules):
     return parser
 
 
-def parse(*modules, argv=None, both=(), check_given=lambda given, s: None):
+def parse(*modules, argv=None, both=(), check_given=lambda given, s: None, script=""):
     """The settings of `modules` from the command line. For a wrong flag or value: one line on stderr, exit code 2.
 
     both: settings whose values a script runs through itself, so that no flag is refused for them. check_given(names of the
-    flags that were given, settings) may raise SettingError, too.
+    flags that were given, settings) may raise SettingError, too. script: how the user calls it, if not by its file's name.
     """
     table = constants(*modules)
-    parser = make_parser(table, modules)
+    parser = make_parser(table, modules, script)
     given, unknown = parser.parse_known_args(argv)
     if unknown and not unknown[0].startswith("-"):
         parser.error(f"unknown argument {unknown[0]}; --help lists all flags")

@@ -65,6 +65,25 @@ def test_single_runs_image_by_image(tmp_path, digits):
     assert "McNemar" in sentences[0]
 
 
+def test_one_seed_beside_several_is_compared_with_the_same_seed(tmp_path, digits):
+    n, right = len(digits.test.y), np.eye(10)[digits.test.y]
+    wrong = right.copy()
+    wrong[:10] = np.eye(10)[(digits.test.y[:10] + 1) % 10]
+    folders = planted(tmp_path / "several", {0: 0.5, 1: 1.0}, right), planted(tmp_path / "one", {1: 1 - 10 / n}, wrong)
+    rows, sentences = compare.table_of([*map(compare.read, folders)])
+    points = f"{-1000 / n:.2f}"
+    assert rows[1][-3] == points  # against its own seed, not against the mean
+    assert float(rows[1][-2]) == pytest.approx(2 * 0.5**10, rel=0.05)
+    assert sentences[0].endswith("McNemar's test of seed 1).")
+    (tmp_path / "one/test_probabilities.npy").write_bytes(b"damaged")
+    with pytest.raises(files.FileError, match="one: its probabilities cannot be read"):
+        compare.table_of([*map(compare.read, folders)])
+    (tmp_path / "one/test_probabilities.npy").unlink()
+    rows, sentences = compare.table_of([*map(compare.read, folders)])
+    assert rows[1][-3:] == [points, "-", "not tested"]
+    assert sentences == [f"one is not tested against several ({points} points, p = -; seed 1, without saved probabilities)."]
+
+
 def test_curves_have_a_band_over_the_seeds(tmp_path):
     folders = planted(tmp_path / "several", {0: 0.8, 1: 0.82}), planted(tmp_path / "one", {0: 0.9})
     figure = compare.curves([*map(compare.read, folders)], "digits")
@@ -72,10 +91,13 @@ def test_curves_have_a_band_over_the_seeds(tmp_path):
     assert crowded_texts(figure) == []
 
 
-def test_what_cannot_be_compared(tmp_path):
+def test_what_cannot_be_compared(tmp_path, capsys):
     run = planted(tmp_path / "run", {0: 0.9})
-    for arguments, message in (([run], "name two runs or more"), ([run, tmp_path / "none"], "no such folder"),
-                               ([run, run], "a run is named twice")):  # fmt: skip
+    for arguments, message in (([run, tmp_path / "none"], "no such folder"), ([run, run], "a run is named twice")):
         with pytest.raises(files.FileError, match=message):
             compare.main([*map(str, arguments), "--output-dir", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
+    with pytest.raises(SystemExit, match="2"):
+        compare.main([str(run), str(run), "--output-dir", str(run / "metrics.json")])
+    said = f"experiments.py compare: --output-dir {run / 'metrics.json'}: is a file; name a folder\n"
+    assert capsys.readouterr().err == said
