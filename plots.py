@@ -203,8 +203,11 @@ def color_of(name):
     return next((color for model, color in reversed(MODEL_COLORS.items()) if name.startswith(model)), GREY)
 
 
-def recall_comparison(y, predictions, classes, title):
-    """Recall of each class by several models. predictions: {model: predicted classes (N,), or (seeds, N)}."""
+def recall_comparison(y, predictions, classes, title, accuracies=None):
+    """Recall of each class by several models. predictions: {model: predicted classes (N,), or (seeds, N)}.
+
+    accuracies: {model: accuracy} for the legend; else it is computed from predictions.
+    """
     labels = np.unique(y)  # in a small subset a class may have no image
     recalls = {name: 100 * np.stack([(np.atleast_2d(predicted)[:, y == label] == label).mean(axis=1) for label in labels])
                for name, predicted in predictions.items()}  # each (classes, seeds)  # fmt: skip
@@ -224,7 +227,8 @@ def recall_comparison(y, predictions, classes, title):
                 markersize=7 if recall.shape[1] == 1 else 4, alpha=1 if recall.shape[1] == 1 else 0.45)  # fmt: skip
         if recall.shape[1] > 1:
             ax.plot(means[name], places + offset, "|", color=color, markersize=8, markeredgewidth=2)
-        ax.plot([], [], marker, color=color, label=f"{name}: {np.mean(predicted == y):.2%} of all")
+        accuracy = (accuracies or {}).get(name, np.mean(predicted == y))
+        ax.plot([], [], marker, color=color, label=f"{name}: accuracy {accuracy:.2%}")
     if len(predictions) == 2:
         (name, left), (other, right) = means.items()
         for place, pair in enumerate(zip(left, right, strict=True)):

@@ -61,7 +61,7 @@ def place_labels(ax, points, labels, colors, fontsize=8):
     canvas, directions = FigureCanvasAgg(fig), ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))
     canvas.draw()
     fig.set_layout_engine("none")  # the axes stay where they are
-    renderer, used = canvas.get_renderer(), []
+    renderer, used, lines = canvas.get_renderer(), [], []
     pixels = ax.transData.transform(points)
     inside = ax.get_window_extent(renderer)
     scale = fig.dpi / 72
@@ -78,12 +78,17 @@ def place_labels(ax, points, labels, colors, fontsize=8):
                 text.update_positions(renderer)
                 box = Text.get_window_extent(text, renderer).padded(2 * scale)  # without the line to the point
                 hidden = sum(box.overlaps(other) for other in used)
-                hidden += sum(box.x0 < a < box.x1 and box.y0 < b < box.y1 for a, b in pixels)
+                hidden += sum(inside_box(box, np.vstack([pixels, *lines])))
+                if line:
+                    drawn = (x, y) + np.linspace(0, distance * scale, 20)[:, None] * (dx, dy)  # (20, 2) on the line
+                    hidden += sum(inside_box(other, drawn).any() for other in used)
+                    others = pixels[np.hypot(*(pixels - (x, y)).T) > 8 * scale]  # not those that touch this one
+                    hidden += (np.hypot(*(others[:, None] - drawn).T).min(axis=0) < 5 * scale).sum()
                 hidden += 9 * (box.x0 < inside.x0 or box.x1 > inside.x1 or box.y0 < inside.y0 or box.y1 > inside.y1)
                 if best is None or hidden < best[0]:
                     if best:
                         best[1].remove()
-                    best = hidden, text, box
+                    best = hidden, text, box, drawn if line else np.empty((0, 2))
                 else:
                     text.remove()
                 if not best[0]:
@@ -91,6 +96,12 @@ def place_labels(ax, points, labels, colors, fontsize=8):
             if not best[0]:
                 break
         used.append(best[2])
+        lines.append(best[3])
+
+
+def inside_box(box, points):
+    """Whether each of the points (N, 2) is inside a matplotlib box."""
+    return (points > box.min).all(axis=1) & (points < box.max).all(axis=1)
 
 
 def accuracy_against(results, name, xlabel, title):
@@ -114,6 +125,10 @@ def accuracy_against(results, name, xlabel, title):
     return fig
 
 
+HEAD_COLORS = {"jointly": MODEL_COLORS["CNN + NumPy MLP, trained jointly"], "CNN, linear": MODEL_COLORS["CNN"],
+               "NumPy MLP": MODEL_COLORS["CNN features + NumPy MLP"], "": MODEL_COLORS["other"]}  # fmt: skip
+
+
 def classifier_comparison(heads, comparisons, title):
     """Test accuracy of each classifier, and paired differences of two: a dot for each seed, the mean as a line.
 
@@ -126,8 +141,8 @@ def classifier_comparison(heads, comparisons, title):
     differences = {f"{name} vs\n{against}": seeds[name] - seeds[against] for name, against in comparisons
                    if name in seeds and against in seeds}  # fmt: skip
     for ax, rows, form in ((upper, seeds, "{:.2f}"), (lower, differences, "{:+.2f}")):
-        for row, values in enumerate(rows.values()):
-            color = MODEL_COLORS["CNN"] if ax is upper else RIGHT
+        for row, (name, values) in enumerate(rows.items()):
+            color = next(color for word, color in HEAD_COLORS.items() if word in name) if ax is upper else RIGHT
             ax.plot(values, np.full(len(values), row), "o", color=color, alpha=0.45, markersize=5, markeredgewidth=0)
             ax.plot(values.mean(), row, "|", color=color, markersize=13, markeredgewidth=2)
             ax.text(1.01, row, form.format(values.mean()), fontsize=9, va="center", transform=ax.get_yaxis_transform())
@@ -143,13 +158,15 @@ def classifier_comparison(heads, comparisons, title):
 
 def recall(results, images):
     """Recall of each class by every model whose test probabilities are in results/, a dot for each seed."""
-    predictions = {}
-    for (folder, _), (name, _) in zip(tables.MODELS, models(results).items(), strict=False):
+    predictions, accuracies = {}, {}
+    for (folder, _), (name, (_, metrics)) in zip(tables.MODELS, models(results).items(), strict=False):
         paths = sorted((results / folder).glob("seed_*/test_probabilities.npy"))
         probabilities = [np.load(path, allow_pickle=False) for path in paths]
         if probabilities:
             predictions[name] = np.stack([values.argmax(axis=1) for values in probabilities])
-    return plots.recall_comparison(images.test.y, predictions, images.classes, f"{images.name}, a dot for each seed")
+            accuracies[name] = metrics["test_accuracy"]  # as in the tables; saved probabilities have 16 bits
+    title = f"{images.name}, a dot for each seed"
+    return plots.recall_comparison(images.test.y, predictions, images.classes, title, accuracies)
 
 
 def augmentation(images, columns=8):

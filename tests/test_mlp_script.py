@@ -220,10 +220,13 @@ def test_the_losses_of_all_steps(run_script, tmp_path):
         assert float(row["train_loss"]) == pytest.approx(mean, abs=1e-5)
 
 
-def test_augmentation_drawn_once(digits, monkeypatch, tmp_path):
+@pytest.mark.parametrize("once", [True, False])
+def test_augmentation_is_drawn_once_or_redrawn_for_every_batch(once, digits, monkeypatch, tmp_path):
     drawn = []
     original = data.augment
     monkeypatch.setattr(data, "augment", lambda X, *rest: drawn.append(len(X)) or original(X, *rest))
-    s = settings.load(mlp, data, runs, epochs=2, hidden=(8,), augment_once=True, output_dir=str(tmp_path / "run"))
+    s = settings.load(mlp, data, runs, epochs=2, hidden=(8,), flip=True, augment_once=once,
+                      output_dir=str(tmp_path / "run"))  # fmt: skip
     mlp.run(s, digits)
-    assert drawn == [len(digits.train.y)]
+    n = len(digits.train.y)
+    assert drawn == ([n] if once else [min(128, n - start) for _ in range(2) for start in range(0, n, 128)])
