@@ -26,7 +26,7 @@ from torch_cnn.devices import pick_precision
 
 # The network that both sides of the comparison train: five convolutions, without batch normalization
 TUTORIAL = {"channels": (32, 64, 128, 256, 512), "pool_after": (1, 2, 5), "norm": "none", "learning_rate": 0.02}
-TUTORIAL_EPOCHS = 20  # of time_to_accuracy
+TUTORIAL_EPOCHS, OUR_EPOCHS = 20, 13  # of time_to_accuracy
 MEAN, STD = 0.286, 0.353  # of the training pixels
 SPEEDUP_TARGET = 3.0  # images/s, ours / tutorial, at least
 TIME_TO_ACCURACY_TARGET = 0.2  # ours / tutorial, at most
@@ -207,11 +207,11 @@ def measure_hybrid(s):
 
 
 def time_to_accuracy(s):
-    """Seconds until the validation accuracy of our default training equals the best of a tutorial's TUTORIAL_EPOCHS epochs.
+    """Seconds until the default CNN's validation accuracy equals the best of a tutorial's loop.
 
-    Both are trained in turn, a few epochs at a time. Return the content of race.json.
+    They are trained for OUR_EPOCHS and TUTORIAL_EPOCHS, in turn, a few epochs at a time. Return the content of race.json.
     """
-    images, ours_s = load_images(s), resolve_precision(settings.load(cnn_feature_extraction))
+    images, ours_s = load_images(s), resolve_precision(settings.load(cnn_feature_extraction, epochs=OUR_EPOCHS))
     train, val, tutorial_epochs = images.train, images.val, TUTORIAL_EPOCHS
     if s.quick:
         ours_s, tutorial_epochs = SimpleNamespace(**vars(ours_s) | {"epochs": 2}), 2

@@ -38,7 +38,7 @@ from torch_cnn.features import SPLITS, cached_features, classifier_logits, extra
 BACKBONES = ""  # folder of a finished hybrid_train.py --seeds run whose CNNs are used; "" trains new ones
 SEEDS = 5  # number of seeds, from SEED on, in [2, 1000]
 LOGISTIC_C: tuple = (0.0001, 0.001, 0.01)  # inverse penalties of logistic regression; validation chooses, in (0, 1000000)
-NEIGHBORS: tuple = (5, 10, 20, 40)  # numbers of nearest neighbors; validation chooses, in [1, 1000]
+NEIGHBORS: tuple = (1, 3, 5, 10, 20, 40)  # numbers of nearest neighbors; validation chooses, in [1, 1000]
 QUICK = False  # smoke test of some minutes: two seeds on a subset; numbers are not representative
 # ----
 
@@ -302,4 +302,5 @@ def run(s):
 
 
 def main(argv=None):
-    run(settings.parse(sys.modules[__name__], hybrid_train, cnn, data, runs, argv=argv, both=("training",)))
+    modules = (sys.modules[__name__], hybrid_train, cnn, data, runs)
+    run(settings.parse(*modules, argv=argv, both=("training",), script="experiments.py heads"))

@@ -202,7 +202,7 @@ def mlp_help(results):
     heads, mlp, linear, logistic = study["heads"], "NumPy MLP", "CNN, linear classifier", "logistic regression"
     tests = {(test["head"], test["against"]): test for test in study["tests"]}
     versus, rival = tests[mlp, linear], tests[mlp, logistic]
-    answers = {"better": "Yes", "worse": "No", "not distinguishable": "No"}
+    answers = {"better": "Yes", "worse": "No", "not distinguishable": "Not measurably"}
     phrases = {"better": "better than", "worse": "worse than", "not distinguishable": "not distinguishable from"}
     phrase = phrases[word_of(rival)] if word_of(rival) != word_of(versus) else ""  # said once
     comparisons = [phrases[word_of(versus)] + " the CNN's linear classifier",

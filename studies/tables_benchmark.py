@@ -72,7 +72,7 @@ in NumPy, compared with the time with the same MLP in PyTorch. Both include the 
 
 ## Time to accuracy
 
-The tutorial's loop, as in the section CNN, trains for {tutorial_epochs} epochs; the default CNN trains for {our_epochs}.
+The tutorial's loop, as in the section CNN, trains for {tutorial_epochs} epochs; the default CNN, here, for {our_epochs}.
 The best validation accuracy of the tutorial, {best_accuracy:.2f} %, took {race[seconds][tutorial]:,.0f} s. {reached} This is
 one run with one seed, on the {race_machine}, in {race[precision]}.
 
@@ -159,9 +159,9 @@ def repeated(mlps):
             sentences.append(f"{listed([f'{value:.2f}' for value in values])} on the {machine(run)}")
     if not sentences:
         return ""
-    return ("The spread was not recorded for the rows of this table. Batch size "
-            f"{mlps[0]['batch_size']} and {mlps[0]['network']} are the network above, measured again: ours / PyTorch was "
-            f"{listed(sentences)}. Differences of this size are noise.")  # fmt: skip
+    return (f"Where no spread is given, it was not recorded. Batch size {mlps[0]['batch_size']} and {mlps[0]['network']} "
+            f"are the network above, measured again: ours / PyTorch was {listed(sentences)}. Differences of this size are "
+            "noise.")
 
 
 def processes(mlps):

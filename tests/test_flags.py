@@ -156,10 +156,10 @@ def trained(tmp_path, digits):
 
 
 @pytest.mark.parametrize(("line", "said"), [
-    ("--epochs 13", "--epochs: {} was trained with 5; leave the flag out"),  # the default, which it would ignore
+    ("--epochs 24", "--epochs: {} was trained with 5; leave the flag out"),  # the default, which it would ignore
     ("--channels 24 48 96 96 192", "--channels: {} was trained with (4, 6); leave the flag out"),
     ("--channels 4 6 --pool-after 1 2 --epochs 5", ""), ("--tta none --device cpu --seed 3", ""),
-    ("--training joint --epochs 13 --learning-rate 0.1", ""), ("--training joint --norm none", "--norm: "),
+    ("--training joint --epochs 24 --learning-rate 0.1", ""), ("--training joint --norm none", "--norm: "),
 ])  # fmt: skip
 def test_a_flag_that_contradicts_the_backbone_is_refused(trained, line, said, capsys):
     arguments, argv = MODULES["hybrid_train"], f"--backbone {trained} {line}"
