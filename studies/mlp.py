@@ -75,7 +75,7 @@ STUDIES = (
     plain("learning_rate_batch_size", "How do learning rate and batch size depend on each other?",
           vary(learning_rate=(0.0001, 0.0003, 0.001, 0.003, 0.01), batch_size=(32, 64, 128, 256, 512)), "0.001, 128",
           factors=("learning_rate", "batch_size"), seeds=3, learning_rates=(), note="Two factors vary. Adam, 12 epochs."),
-    plain("loss", "Does an MLP do better with sigmoid outputs instead of softmax, or with label smoothing?",
+    plain("loss", "Do sigmoid outputs or label smoothing help an MLP?",
           {"softmax": {}, "softmax, smoothing 0.1": {"label_smoothing": 0.1},
            "sigmoid outputs": {"loss": "sigmoid"}, "sigmoid outputs, smoothing 0.1": {"loss": "sigmoid",
                                                                                      "label_smoothing": 0.1}}, "softmax",

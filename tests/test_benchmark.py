@@ -225,7 +225,7 @@ def test_the_torch_reference_is_the_same_mlp_with_the_same_learning_rate(digits)
 def test_time_to_accuracy(best, monkeypatch):
     """Ours, small and on the digits, and a tutorial whose accuracies are given: within reach, and out of reach."""
     monkeypatch.setattr(cnn_feature_extraction, "CHANNELS", (4, 4, 4, 4, 4))
-    monkeypatch.setattr(cnn_feature_extraction, "EPOCHS", 4)
+    monkeypatch.setattr(cnn, "OUR_EPOCHS", 4)
     evaluated, evaluate = [], cnn_feature_extraction.Trainer.evaluate
     monkeypatch.setattr(cnn_feature_extraction.Trainer, "evaluate",
                         lambda self, X, y: (evaluated.append(len(y)), evaluate(self, X, y))[1])  # fmt: skip
