@@ -69,9 +69,7 @@ def main(argv=None):
         return
     parser = make_parser()
     options, unknown = parser.parse_known_intermixed_args(argv)
-    if unknown:
-        known = [action.dest for action in parser._actions if action.option_strings]
-        parser.error(settings.unknown_setting(unknown[0].partition("=")[0], known) + "; --help lists all flags")
+    settings.refuse_unknown(parser, unknown)
     from studies import catalog  # here, since --help needs none of it
 
     if not (options.studies or options.all):

@@ -39,19 +39,19 @@ STUDIES = (
     Study("training_images", "How does accuracy depend on the number of training images?", "mlp",
           models({f"{size:,}": {"train_size": size, "epochs": epochs, "batch_size": batch_size}
                   for size, (epochs, batch_size) in SIZES.items()}), "CNN, 48,000", seeds=3, x="train_size",
-          against={f"{model}, {size:,}": f"CNN, {size:,}" for model in ("MLP", "hybrid") for size in SIZES},
+          baselines={f"{model}, {size:,}": f"CNN, {size:,}" for model in ("MLP", "hybrid") for size in SIZES},
           claims=(Claim("Reported: the hybrid is better than its CNN, 93.28 to 93.37 %", "hybrid, 48,000", "CNN, 48,000"),),
           note="The fewer the images, the more epochs and the smaller the batches: "
                + ", ".join(f"{size:,} images {epochs} and {batch_size}" for size, (epochs, batch_size) in SIZES.items())
                + f". {FIXED_RATES}"),
     Study("label_noise", "How much do wrong training labels cost?", "mlp",
           models({f"{noise:g}": {"label_noise": noise} for noise in (0.0, 0.1, 0.2, 0.4)}), "CNN, 0", seeds=3,
-          x="label_noise", against=own_baselines("0", ("0.1", "0.2", "0.4")),
+          x="label_noise", baselines=own_baselines("0", ("0.1", "0.2", "0.4")),
           note=f"Epochs: MLP 12, CNN 5, the hybrid's MLP 3. {FIXED_RATES}"),
     Study("training_time", "What accuracy does training time buy?", "mlp",
           {f"{model}, {epochs} epoch{'s' * (epochs > 1)}": MODELS[model] | {"epochs": epochs}
            for model, numbers in TIMES.items() for epochs in numbers}, "CNN, 5 epochs", seeds=3, x="seconds",
-          against={f"MLP, {epochs} epochs": "MLP, 12 epochs" for epochs in (2, 5, 30)}
+          baselines={f"MLP, {epochs} epochs": "MLP, 12 epochs" for epochs in (2, 5, 30)}
           | {f"hybrid, {name}": f"CNN, {name}" for name in ("1 epoch", "2 epochs", "5 epochs", "12 epochs")},
           note="The hybrid's epochs are its CNN's; its MLP has 3. Times are of one thread, of training and evaluation, "
                f"measured at different hours of a shared machine, most with a second run beside. {FIXED_RATES}"),

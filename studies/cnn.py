@@ -40,13 +40,13 @@ STUDIES = (
           [Claim("Choice: He initialization instead of random in a CNN", "he", "random"),
            Claim("Choice: He initialization instead of random in a CNN with batch norm", "he, batch norm",
                  "random, batch norm")],
-          against={"xavier, batch norm": "he, batch norm", "random, batch norm": "he, batch norm"},
+          baselines={"xavier, batch norm": "he, batch norm", "random, batch norm": "he, batch norm"},
           note="Two factors vary: the initialization and batch normalization."),
     plain("cnn_dropout", "How much dropout helps a CNN?",
           {f"{p:g}": {"fc_dropout": p} for p in (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)}, "0",
           [Claim("Reported: dropout of 0.4 in a CNN, 91.57 to 92.40 %", "0.4", "0")], fixed={"fc": (128,)},
-          note="In a fully connected layer of 128 neurons, five epochs. The reported network, for 20 epochs, is in "
-               "references: there, with one seed, dropout gains as reported."),
+          note="In a fully connected layer of 128 neurons, five epochs. The reported network, with 20 epochs and one "
+               "seed, is in references."),
     plain("cnn_augmentation", "Does augmentation help a CNN?",
           {"none": {}, "flip": {"flip": True}, "shift 2": {"shift": 2}, "erase 8": {"erase": 8},
            "all": {"flip": True, "shift": 2, "erase": 8}}, "none",
@@ -91,7 +91,7 @@ def references():
 
 STUDIES += (
     Study("references", "How good are the CNNs of similar projects, as published and with our recipe?", "cnn", references(),
-          "", against={f"{name}, our recipe": f"{name}, as published" for name in NETWORKS}, seeds=1,
+          "", baselines={f"{name}, our recipe": f"{name}, as published" for name in NETWORKS}, seeds=1,
           claims=tuple(Claim(f"Reported: {name}, {reported}") for name, (*_, reported) in NETWORKS.items()
                        if reported != "-"),
           note="All settings vary. The ladder trains on 54,000 images, the others on 48,000. Our recipe: this project's "

@@ -37,8 +37,8 @@ def read(folder):
         histories = [plots.read_history(path / "history.csv") for path in paths if (path / "history.csv").exists()]
     except (OSError, *files.DAMAGED) as error:
         raise files.FileError(f"{folder}: its history.csv is damaged ({error})") from None
-    return {"name": folder.name, "folder": folder, "metrics": metrics, "model": metrics["model"], "seeds": seeds,
-            "dataset": metrics["dataset"], "histories": histories,
+    return {"name": folder.name, "folder": folder, "folders": dict(zip(seeds, paths, strict=True)), "metrics": metrics,
+            "model": metrics["model"], "seeds": seeds, "dataset": metrics["dataset"], "histories": histories,
             "accuracies": {split: np.array(values, float) for split, values in accuracies.items()}}  # fmt: skip
 
 
@@ -53,7 +53,7 @@ def names_of(runs):
 
 def correct(run, seed):
     """Whether each test image is classified correctly (N,), by one seed of a run; None without saved probabilities."""
-    folder = run["folder"] / f"seed_{seed}" if "seeds" in run["metrics"] else run["folder"]
+    folder = run["folders"][seed]
     if not (folder / "test_probabilities.npy").exists():
         return None
     images, metrics = saved.images_of_run(run["metrics"]), read_metrics(folder)
@@ -70,10 +70,10 @@ def compare(run, other):
     if len(seeds) > 1:
         points = [100 * (values[seed] - others[seed]) for seed in seeds]
         return {"points": float(np.mean(points)), "p": paired_t(points), "test": f"paired t test over {len(seeds)} seeds"}
-    pair = (seeds * 2)[:2] or (run["seeds"][0], other["seeds"][0])
-    points = 100 * float(values[pair[0]] - others[pair[1]])
-    both = correct(run, pair[0]), correct(other, pair[1])
-    named = f"seed {pair[0]}" + f" and {pair[1]}" * (pair[0] != pair[1])
+    seed, other_seed = (seeds[0], seeds[0]) if seeds else (run["seeds"][0], other["seeds"][0])
+    points = 100 * float(values[seed] - others[other_seed])
+    both = correct(run, seed), correct(other, other_seed)
+    named = f"seed {seed}" + f" and {other_seed}" * (seed != other_seed)
     if any(side is None for side in both):
         return {"points": points, "test": f"{named}, without saved probabilities"}
     return {"points": points, "p": mcnemar(*both)[2], "test": f"McNemar's test of {named}"}
@@ -143,9 +143,7 @@ def main(argv=None):
     parser.add_argument("--output-dir", default="runs/compare", type=Path, metavar="DIR", help="default: runs/compare")
     parser.error = lambda mistake: parser.exit(2, f"experiments.py compare: {mistake.removeprefix('argument ')}\n")
     options, unknown = parser.parse_known_args(argv)
-    if unknown:
-        known = [action.dest for action in parser._actions if action.option_strings]
-        parser.error(settings.unknown_setting(unknown[0].partition("=")[0], known) + "; --help lists all flags")
+    settings.refuse_unknown(parser, unknown)
     if len(options.runs) < 2:
         parser.error("name the folders of two runs or more")
     if options.output_dir.exists() and not options.output_dir.is_dir():

@@ -18,7 +18,7 @@ from support import runs
 RESERVED = ("learning_rates", "script", "seeds", "group", "from_backbone")  # of a variant: not settings
 LINKS = {"better": "better than", "worse": "worse than", "not distinguishable": "not distinguishable from"}
 MANY = 12  # tests, from which on the verdict counts the variants instead of naming them
-LEARNED = 0.15  # accuracy on training images, of ten classes, below which a run has learned nothing
+LEARNED = 1.5  # times the accuracy of guessing, on training images, below which a run has learned nothing
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class Comparison:
         return {
             "name": self.study.name, "question": self.study.question, "command": self.command, "script": self.study.script,
             "dataset": next((row["dataset"] for row in rows.values() if "dataset" in row), ""),
-            "baseline": self.study.baseline, "against": self.study.rivals, "fixed": self.study.fixed,
+            "baseline": self.study.baseline, "baseline_of": self.study.baseline_of, "fixed": self.study.fixed,
             "seeds": max(len(v.seeds) for v in self.variants), "epochs": self.epochs(), "variants": results, "tests": tests,
             "verdict": verdict(self.study, results, tests),
             "claims": [claim_result(claim, tests) for claim in self.study.claims], "note": self.study.note,
@@ -169,7 +169,8 @@ class Comparison:
             result |= {"failed": len(lost), "diverged": diverged, "message": message_of(lost[0])}
         if not done:
             return result
-        result["parameters"] = next(iter(done.values()))["parameters"]
+        row = next(iter(done.values()))
+        result |= {"parameters": row["parameters"], "num_classes": row.get("num_classes", 10)}  # 10 in older runs
         if self.study.x:
             seconds = statistics.fmean(row["seconds"] for row in done.values())
             result["x"] = seconds if self.study.x == "seconds" else first[self.study.x]
@@ -184,8 +185,8 @@ class Comparison:
 
 
 def tests_of(study, results):
-    """A paired t test of each variant and its rival, and of each claim; corrected over the study (Holm)."""
-    pairs = [*study.rivals.items(), *((claim.better, claim.worse) for claim in study.claims if claim.better)]
+    """A paired t test of each variant against its baseline, and of each claim; corrected over the study (Holm)."""
+    pairs = [*study.baseline_of.items(), *((claim.better, claim.worse) for claim in study.claims if claim.better)]
     tests = {}
     for variant, against in pairs:
         test = paired_test(results[variant], results[against])
@@ -197,7 +198,13 @@ def tests_of(study, results):
 
 def not_learned(result):
     """Number of seeds of a variant that have learned nothing: their accuracy on training images is that of guessing."""
-    return sum(value < LEARNED for value in result.get("by_seed", {}).get("train_eval_accuracy", ()))
+    lowest = LEARNED / result.get("num_classes", 10)
+    return sum(value < lowest for value in result.get("by_seed", {}).get("train_eval_accuracy", ()))
+
+
+def baselines_in(summary):
+    """The variants of a summary that others are compared with."""
+    return set(summary.get("baseline_of", {}).values()) or {summary["baseline"]}
 
 
 def message_of(row):
@@ -238,19 +245,21 @@ def verdict(study, results, tests):
     name = {label: spoken(study, label) for label in results}
     best = max(valid, key=lambda label: valid[label]["val_accuracy"])
     sentences = [f"The best on validation is {name[best]}: {percent(valid[best], 'test_accuracy')} on the test images"]
-    tests, clauses = [test for test in tests if study.rivals.get(test["variant"]) == test["against"]], []
-    rivals = list(dict.fromkeys(test["against"] for test in tests))
+    tests, clauses = [test for test in tests if study.baseline_of.get(test["variant"]) == test["against"]], []
+    baselines = list(dict.fromkeys(test["against"] for test in tests))
     many = len(tests) >= MANY
-    for rival, (word, link) in itertools.product([""] if many and len(rivals) > 1 else rivals, LINKS.items()):
-        group = [test for test in tests if word_of(test) == word and rival in (test["against"], "")]
+    if many and len(baselines) > 1:
+        baselines = [""]  # all together
+    for baseline, (word, link) in itertools.product(baselines, LINKS.items()):
+        group = [test for test in tests if word_of(test) == word and baseline in (test["against"], "")]
         named = [f"{name[label] if len(study.factors) == 2 or number == 0 else label} ({test['points']:+.2f})"
                  for number, test in enumerate(group) for label in [test["variant"]]]  # fmt: skip
         subject = f"{len(group)} of {len(tests)} variants" if many else ", ".join(named)
         if group:
             verb, its = ("is", "its") if len(group) == 1 else ("are", "their")
-            clauses.append(f"{subject} {verb} {link} {name.get(rival, f'{its} baseline')}")
+            clauses.append(f"{subject} {verb} {link} {name.get(baseline, f'{its} baseline')}")
     sentences.append("; ".join(clauses))
-    if len(valid) > 1 and study.rivals and not tests:
+    if len(valid) > 1 and study.baseline_of and not tests:
         sentences.append("Nothing is tested: that needs two seeds or more of the baseline and of another variant")
     stuck = [f"{name[label]} ({number} of {len(result['seeds'])} seeds)"
              for label, result in valid.items() if (number := not_learned(result))]  # fmt: skip

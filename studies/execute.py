@@ -47,9 +47,9 @@ def load_images(**values):
 def execute(job, folder):
     """Train the run of a Job: its row, a dict that JSON can hold. folder: that of the store.
 
-    The row has RESULTS, "history" and "train_eval_accuracy"; after a training whose loss became infinite "diverged", the
-    message, instead; and after any other error "error", with "disk_full" if that was the reason. Every run uses one thread,
-    so that its results do not depend on how many run at once.
+    The row has RESULTS, "num_classes", "history" and "train_eval_accuracy"; after a training whose loss became infinite
+    "diverged", the message, instead; and after any other error "error", with "disk_full" if that was the reason. Every run
+    uses one thread, so that its results do not depend on how many run at once.
     """
     running, silent = Path(folder, RUNNING, job.key), io.StringIO()
     with contextlib.suppress(OSError):
@@ -88,6 +88,7 @@ def train(job, folder):
     """The row of a run. Raises what the script raises, except runs.Diverged."""
     s, script = settings_of(job.script, job.settings), importlib.import_module(SCRIPTS[job.script])
     images = load_images(**{name: getattr(s, name) for name in data.ARGUMENTS})
+    num_classes = {"num_classes": len(images.classes)}
     if job.backbone:
         s.backbone = str(backbone_path(folder, job.backbone))
     try:
@@ -96,11 +97,11 @@ def train(job, folder):
             shutil.rmtree(path.parent, ignore_errors=True)  # of a run that was killed
             s.output_dir, s.save_weights = str(path.parent), True
             script.run(s, images)
-            return row_of(path.parent) | {"weights": file_digest(path)}
+            return row_of(path.parent) | num_classes | {"weights": file_digest(path)}
         with tempfile.TemporaryDirectory(prefix="study_", ignore_cleanup_errors=True) as temporary:
             s.output_dir = str(Path(temporary, "run"))
             script.run(s, images)
-            return row_of(Path(s.output_dir))
+            return row_of(Path(s.output_dir)) | num_classes
     except runs.Diverged as error:
         return {"diverged": str(error).split("; the last checkpoint")[0], "dataset": images.name}
 

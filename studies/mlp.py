@@ -46,7 +46,7 @@ STUDIES = (
           {"none": {}, "flip, once": {"flip": True, "augment_once": True}, "flip, fresh": {"flip": True},
            "flip and shift 1, once": {"flip": True, "shift": 1, "augment_once": True},
            "flip and shift 1, fresh": {"flip": True, "shift": 1}}, "none",
-          [Claim("Reported: augmentation, drawn once, costs 6.77 points (here: the cost)", "none",
+          [Claim("Reported: 6.77 points more without augmentation than with one drawn once", "none",
                  "flip and shift 1, once")],
           fixed={"epochs": 24}, note="24 epochs: augmented images take longer to fit. once: drawn once; fresh: redrawn."),
     plain("initialization", "How does the effect of the initialization depend on depth?",
@@ -57,7 +57,7 @@ STUDIES = (
            Claim("Choice: He initialization instead of random, eight hidden layers", "8 layers, he", "8 layers, random"),
            Claim("Choice: He initialization instead of random, eight hidden layers, batch norm", "8 layers, he, batch norm",
                  "8 layers, random, batch norm")],
-          against={f"{depth} layers, {init}{norm}": f"{depth} layers, he{norm}" for norm in ("", ", batch norm")
+          baselines={f"{depth} layers, {init}{norm}": f"{depth} layers, he{norm}" for norm in ("", ", batch norm")
                    for depth in (2, 8) for init in ("xavier", "random")}
           | {"2 layers, he, batch norm": "2 layers, he", "8 layers, he, batch norm": "8 layers, he"},
           note="Three factors vary. random: normal with standard deviation 0.01."),
@@ -80,9 +80,9 @@ STUDIES = (
            "sigmoid outputs": {"loss": "sigmoid"}, "sigmoid outputs, smoothing 0.1": {"loss": "sigmoid",
                                                                                      "label_smoothing": 0.1}}, "softmax",
           [Claim("Choice: sigmoid outputs instead of softmax", "sigmoid outputs", "softmax")],
-          against={"sigmoid outputs, smoothing 0.1": "sigmoid outputs"}, note="Two factors vary."),
+          baselines={"sigmoid outputs, smoothing 0.1": "sigmoid outputs"}, note="Two factors vary."),
     plain("ema", "Does a moving average of the weights (EMA) help an MLP?",
           {f"{schedule}, {'EMA' if decay else 'no EMA'}": {"schedule": schedule, "ema_decay": decay, "learning_rates": LOWER}
            for schedule in ("constant", "cosine") for decay in (0.0, 0.999)}, "constant, no EMA",
-          against={"cosine, EMA": "cosine, no EMA"}, note="Two factors vary: the schedule and the EMA."),
+          baselines={"cosine, EMA": "cosine, no EMA"}, note="Two factors vary: the schedule and the EMA."),
 )  # fmt: skip

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from plots import GREY, MODEL_COLORS, SERIES, WRONG, figure
-from studies.comparison import interval, not_learned
+from studies.comparison import baselines_in, interval, not_learned
 from studies.study import label
 from support import files
 
@@ -76,7 +76,7 @@ def accuracies(result):
 def dots(summary, results, title):
     """Test accuracy of each variant: a dot for each seed, the mean and its 95 % interval; below it curves by epoch."""
     variants = summary["variants"]
-    baselines = set(summary.get("against", {}).values()) or {summary["baseline"]}
+    baselines = baselines_in(summary)
     names = [textwrap.fill(f"{name} (baseline)" if {name} == baselines else name, 36) for name in variants]
     height = 0.16 * sum(2 + name.count("\n") for name in names)
     panels = [height, 3.2] if summary["curves"] else [height]
@@ -104,8 +104,9 @@ def dots(summary, results, title):
         several = f", {result['failed']} {lost(result)}" if result.get("failed") else ""
         several += f", {number} learned nothing" if (number := not_learned(result)) else ""
         ax.text(1.02, row, f"{values.mean():.2f}{several}", **beside)
-    if len(baselines) == 1 and "by_seed" in (result := variants[min(baselines)]):
-        ax.axvline(accuracies(result).mean(), color=GREY, linewidth=0.8, linestyle=":", zorder=0)
+    for name in baselines if len(baselines) == 1 else ():
+        if "by_seed" in variants[name]:
+            ax.axvline(accuracies(variants[name]).mean(), color=GREY, linewidth=0.8, linestyle=":", zorder=0)
     ax.set_yticks(range(len(names)), names, fontsize=9)
     ax.set(xlim=(low - margin, high + margin), ylim=(len(names) - 0.5, -0.5))
     words = [": seeds, mean" * (summary["seeds"] > 1) + ", 95 % interval" * (summary["seeds"] > 2)]

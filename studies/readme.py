@@ -16,7 +16,7 @@ import json
 import textwrap
 from pathlib import Path
 
-from studies.comparison import LINKS, claim_result, not_learned, percent, tests_of, verdict
+from studies.comparison import LINKS, baselines_in, claim_result, not_learned, percent, tests_of, verdict
 from studies.statistics import word_of
 from support import files
 
@@ -27,14 +27,14 @@ Made by `python experiments.py`; the numbers are in each folder's `runs.csv` and
 Most studies change one factor of a plain baseline; the others say so. Validation chooses the learning rate of every
 variant, with the first seed, except where a study says otherwise; "(edge)" marks the lowest or highest of those to choose
 from. All variants have the same seeds. Tables show mean ± standard deviation over the seeds. The test images choose
-nothing. Differences in test accuracy are tested against the baseline by paired t tests over the seeds, corrected within a
+nothing. Differences in test accuracy are tested against a baseline by paired t tests over the seeds, corrected within a
 study (Holm, level 0.05): p depends on the number of tests in the study, too. With few seeds, small differences remain
 undetected: "not distinguishable" does not mean equal. Seeds that learn nothing are counted, and their variant is not
 tested. Below each study: what similar projects report, from single runs, or have chosen.
 """
 HEADS = "Does the NumPy MLP classify a CNN's features better than other classifiers do?"
 COLUMNS = ("variant", "learning rate", "validation", "test", "difference in points", "p", "verdict", "on training images")
-SECONDS = "s per run"  # the column of studies of time; elsewhere it shows the load of the machine
+SECONDS = "s per run"  # a column of studies of time alone, since it shows the load of the machine, too
 
 
 def paths(folder, names):
@@ -132,17 +132,12 @@ def rate_of(result):
     return f"{result['learning_rate']:g}" + (" (edge)" if result.get("at_edge") else "")
 
 
-def baselines_of(summary):
-    """The variants that others are compared with."""
-    return set(summary.get("against", {}).values()) or {summary["baseline"]}
-
-
 def cells_of(summary):
     """{variant: its cells of COLUMNS without the first one}, and with SECONDS in a study of time."""
-    rivals, cells, timed = summary.get("against", {}), {}, summary["x"] == "seconds"
-    several = len(baselines_of(summary)) > 1
+    baseline_of, cells, timed = summary.get("baseline_of", {}), {}, summary["x"] == "seconds"
+    several = len(baselines_in(summary)) > 1
     tests = {test["variant"]: test for test in summary["tests"]
-             if test["against"] == rivals.get(test["variant"], summary["baseline"])}  # fmt: skip
+             if test["against"] == baseline_of.get(test["variant"], summary["baseline"])}  # fmt: skip
     for name, result in summary["variants"].items():
         test, failed = tests.get(name), f"{result.get('failed', 0)} of {summary['seeds']} seeds: {result.get('message')}"
         if "val_accuracy" not in result:
@@ -167,7 +162,7 @@ def table(summary):
     columns = [*COLUMNS, *[SECONDS] * (summary["x"] == "seconds")]
     lines = [row(columns), "| --- " * len(columns) + "|"]
     for name, cells in cells_of(summary).items():
-        lines.append(row([f"**{name}** (baseline)" if name in baselines_of(summary) else name, *cells]))
+        lines.append(row([f"**{name}** (baseline)" if name in baselines_in(summary) else name, *cells]))
     return "\n".join(lines)
 
 
@@ -175,7 +170,7 @@ def terminal_text(summary):
     """A study's result as lines for the terminal."""
     rows = {"": list(COLUMNS[1:6])}
     for name, cells in cells_of(summary).items():
-        rows[f"{name} (baseline)" if name in baselines_of(summary) else name] = cells[:5]
+        rows[f"{name} (baseline)" if name in baselines_in(summary) else name] = cells[:5]
     rows = [[name, *cells] for name, cells in rows.items()]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["", *textwrap.wrap(f"{summary['name']}: {summary['question']} ({budget(summary)})", 118)]
@@ -201,7 +196,7 @@ def main(argv=None):
         if summary["name"] in catalog.STUDIES:
             study = catalog.STUDIES[summary["name"]]
             if summary["variants"].keys() == study.variants.keys():
-                summary |= {"question": study.question, "note": study.note, "against": study.rivals,
+                summary |= {"question": study.question, "note": study.note, "baseline_of": study.baseline_of,
                             "tests": tests_of(study, summary["variants"])}  # fmt: skip
             summary["verdict"] = verdict(study, summary["variants"], summary["tests"])
             summary["claims"] = [claim_result(claim, summary["tests"]) for claim in study.claims]

@@ -35,8 +35,8 @@ class Study:
     study's, its "seeds" limits the study's; its "group" is its line in a figure, and with "from_backbone" joint training
     starts from the backbone. fixed: settings of all variants. learning_rates: those from which validation
     chooses for each variant, with the first seed; empty: the setting's own. baseline: the variant that the others are
-    compared with; "": none. against: {variant: the one that it is compared with instead}. backbone: settings of the CNN
-    whose features all variants use, one CNN for each seed.
+    compared with; "": none. baselines: {variant: its own baseline instead}. backbone: settings of the CNN whose features
+    all variants use, one CNN for each seed.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Study:
     script: str
     variants: dict
     baseline: str
-    against: dict = field(default_factory=dict, kw_only=True)
+    baselines: dict = field(default_factory=dict, kw_only=True)
     fixed: dict = field(default_factory=dict)
     learning_rates: tuple = ()
     seeds: int = 5
@@ -56,17 +56,17 @@ class Study:
     note: str = ""  # what else a reader has to know
 
     def __post_init__(self):
-        for name in {self.baseline, *self.against, *self.against.values()} - {"", *self.variants}:
+        for name in {self.baseline, *self.baselines, *self.baselines.values()} - {"", *self.variants}:
             raise ValueError(f"study {self.name}: the baseline {name!r} is none of its variants")
         for claim in self.claims:
             if {claim.better, claim.worse} - {"", *self.variants}:
                 raise ValueError(f"study {self.name}: a claim names a variant that does not exist")
 
     @property
-    def rivals(self):
+    def baseline_of(self):
         """{variant: the one that it is compared with}"""
-        rivals = {label: self.against.get(label, self.baseline) for label in self.variants}
-        return {label: rival for label, rival in rivals.items() if rival not in ("", label)}
+        pairs = {label: self.baselines.get(label, self.baseline) for label in self.variants}
+        return {label: baseline for label, baseline in pairs.items() if baseline not in ("", label)}
 
 
 def vary(**values):

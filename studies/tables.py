@@ -203,9 +203,8 @@ def mlp_help(results):
     tests = {(test["head"], test["against"]): test for test in study["tests"]}
     versus, rival = tests[mlp, linear], tests[mlp, logistic]
     answers = {"better": "Yes", "worse": "No", "not distinguishable": "Not measurably"}
-    phrases = {"better": "better than", "worse": "worse than", "not distinguishable": "not distinguishable from"}
-    phrase = phrases[word_of(rival)] if word_of(rival) != word_of(versus) else ""  # said once
-    comparisons = [phrases[word_of(versus)] + " the CNN's linear classifier",
+    phrase = comparison.LINKS[word_of(rival)] if word_of(rival) != word_of(versus) else ""  # said once
+    comparisons = [comparison.LINKS[word_of(versus)] + " the CNN's linear classifier",
                    f"{phrase} logistic regression on the same features".strip()]  # fmt: skip
     link_word = " and " if phrase or word_of(versus) != "not distinguishable" else " or "
     return wrapped(

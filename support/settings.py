@@ -218,6 +218,13 @@ def did_you_mean(words):
     return f" (did you mean {', '.join(others) + ' or ' if others else ''}{last}?)" if last else ""
 
 
+def refuse_unknown(parser, unknown):
+    """End with one line, by parser.error, if there are `unknown` arguments."""
+    if unknown:
+        known = [flag.removeprefix("--").replace("-", "_") for action in parser._actions for flag in action.option_strings]
+        parser.error(unknown_setting(unknown[0].partition("=")[0], known) + "; --help lists all flags")
+
+
 def load(*modules, **overrides):
     """The settings as a namespace in lower case: `load(mlp_from_scratch, data, epochs=5)`. Raises SettingError."""
     table = constants(*modules)
@@ -348,10 +355,7 @@ def parse(*modules, argv=None, both=(), check_given=lambda given, s: None, scrip
     given, unknown = parser.parse_known_args(argv)
     if unknown and not unknown[0].startswith("-"):
         parser.error(f"unknown argument {unknown[0]}; --help lists all flags")
-    if unknown:
-        known = [known.lower() for known in table]
-        known += [f"no_{name.lower()}" for name, constant in table.items() if isinstance(constant.default, bool)]
-        parser.error(unknown_setting(unknown[0].partition("=")[0], known) + "; --help lists all flags")
+    refuse_unknown(parser, unknown)
     given = {name: " ".join(value) if isinstance(value, list) else value for name, value in vars(given).items()}
     try:
         s = resumed(modules, given) if given.get("resume") else load(*modules, **given)

@@ -217,6 +217,12 @@ def test_the_sentences_about_the_results_hold():
              for name, (network, *_) in NETWORKS.items() if network.get("norm") == "none"]  # fmt: skip
     assert "of the four networks without it, three are worse with it" in text
     assert [len(gains), sum(gain < 0 for gain in gains)] == [4, 3]
+    studies = (ROOT / "results/studies/README.md").read_text(encoding="utf-8")
+    assert "0.03 is better for this CNN by about 0.8 points" in studies
+    tuned, fixed = (tables.metrics_of(ROOT / "results", f"studies/{study}", "summary.json")["variants"][name]
+                    for study, name in (("cnn_optimizer", "adam"), ("training_images", "CNN, 48,000")))  # fmt: skip
+    assert (tuned["learning_rate"], fixed["learning_rate"]) == (0.03, 0.003)
+    assert round(100 * (tuned["test_accuracy"] - fixed["test_accuracy"]), 1) == 0.8
     frozen, cnn = results(tables.FROZEN)["by_seed"], results(tables.CNN)["by_seed"]
     assert all(frozen[f"cnn_{name}"] == cnn[name] for name in ("val_accuracy", "test_accuracy"))
 

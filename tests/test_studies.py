@@ -126,19 +126,20 @@ def test_many_variants_are_counted_and_a_single_seed_is_not_tested():
 
 def test_variants_are_compared_with_their_own_baselines():
     results = with_effects({"a": 0, "a2": 0.02, "b": 0.01, "b2": -0.02})["variants"]
-    study = Study("s", "?", "mlp", {name: {} for name in results}, "a", against={"b2": "b"})
+    study = Study("s", "?", "mlp", {name: {} for name in results}, "a", baselines={"b2": "b"})
     tests = comparison.tests_of(study, results)
     assert [(test["variant"], test["against"], round(test["points"], 2)) for test in tests] == [
         ("a2", "a", 2.0), ("b", "a", 1.0), ("b2", "b", -3.0)]  # fmt: skip
     verdict = comparison.verdict(study, results, tests)
     assert verdict.endswith("a2 (+2.00), b (+1.00) are better than a; b2 (-3.00) is worse than b.")
-    summary = with_effects(dict.fromkeys(results, 0)) | {"variants": results, "tests": tests, "against": study.rivals}
+    summary = with_effects(dict.fromkeys(results, 0))
+    summary |= {"variants": results, "tests": tests, "baseline_of": study.baseline_of}
     table = readme.table(summary)
     assert "| worse than b |" in table
     assert [line.split("**")[1] for line in table.splitlines() if "(baseline)" in line] == ["a", "b"]
-    assert Study("s", "?", "mlp", {"a": {}, "b": {}, "c": {}}, "", against={"c": "b"}).rivals == {"c": "b"}
+    assert Study("s", "?", "mlp", {"a": {}, "b": {}, "c": {}}, "", baselines={"c": "b"}).baseline_of == {"c": "b"}
     with pytest.raises(ValueError, match="the baseline 'x' is none of its variants"):
-        Study("s", "?", "mlp", {"a": {}}, "a", against={"a": "x"})
+        Study("s", "?", "mlp", {"a": {}}, "a", baselines={"a": "x"})
 
 
 def test_a_variant_of_which_some_seeds_have_learned_nothing_is_not_tested():
@@ -151,8 +152,10 @@ def test_a_variant_of_which_some_seeds_have_learned_nothing_is_not_tested():
     assert comparison.claim_result(study.claims[0], tests)["verdict"] == "not tested"
     assert "Learned nothing: b (3 of 5 seeds)." in comparison.verdict(study, summary["variants"], tests)
     assert "-; 3 of 5 seeds learned nothing" in readme.table(summary | {"tests": tests})
-    result["by_seed"]["train_eval_accuracy"] = [0.1] * 5  # no seed has: that can be tested
-    assert comparison.tests_of(study, summary["variants"])[0]["points"] < -20
+    result["num_classes"] = 100  # of which 0.1 is more than guessing
+    assert comparison.not_learned(result) == 0
+    result |= {"num_classes": 10, "by_seed": result["by_seed"] | {"train_eval_accuracy": [0.1] * 5}}
+    assert comparison.tests_of(study, summary["variants"])[0]["points"] < -20  # no seed has: that can be tested
 
 
 def test_a_diverged_variant_is_a_row_that_says_so():
