@@ -218,11 +218,14 @@ def with_label_noise(y, fraction, num_classes, seed):
 
 
 def mean_std(X):
-    """Mean and standard deviation over all pixels of X, as floats. Use the training split only."""
+    """Mean and standard deviation over all pixels of X, as floats. Use the training split only.
+
+    The latter is 1 if all pixels are equal, as the features of a CNN are whose last ReLUs are all 0.
+    """
     rows = X.reshape(len(X), -1)
     mean = rows.mean(axis=1).mean(dtype=np.float64)  # float64 for the long sum
     square = np.einsum("nd,nd->n", rows, rows).mean(dtype=np.float64) / rows.shape[1]
-    return float(mean), float(np.sqrt(square - mean**2))
+    return float(mean), float(np.sqrt(max(square - mean**2, 0.0))) or 1.0
 
 
 def normalization_stats(X, normalize):

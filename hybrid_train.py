@@ -146,9 +146,8 @@ def restore(path):
         model, s = backbone.build_empty(metadata), metadata["settings"]
         (n_in, *_, n_out), number = network.config["sizes"], s.get("feature_layer", 0)
         backbone.cut_after(model, number)
-        num_features = model.classifier.in_features
-        if 0 < number < len(s["channels"]):
-            num_features = backbone.num_features_after(number, image_shape=model.input_shape[1:], **s)
+        num_features = (backbone.num_features_after(number, image_shape=model.input_shape[1:], **s) if number
+                        else model.classifier.in_features)  # fmt: skip
         if (n_in, n_out) != (num_features, len(metadata["classes"])):
             raise ValueError(f"an MLP {network.name} for {num_features} features and {len(metadata['classes'])} classes")
         model.classifier = NumpyHead(network, 0.0, float(metadata["feature_mean"]), float(metadata["feature_std"]))
@@ -211,6 +210,8 @@ def load_backbone(path, images, s):
     that contradicts the file.
     """
     model, metadata = backbone.restore(path)
+    if s.feature_layer > len(metadata["settings"]["channels"]):
+        raise settings.SettingError(f"--feature-layer {s.feature_layer}: {path} has fewer convolutions")
     if tuple(metadata["classes"]) != tuple(images.classes):
         raise files.FileError(f"{path}: was trained on {metadata['dataset']} and does not know the classes of {images.name}")
     if model.input_shape[1:] != images.image_shape:
@@ -297,7 +298,7 @@ def check_settings(s):
         raise settings.SettingError("--head: only joint training starts from a head; add --training joint")
     if s.head and not s.backbone:
         raise settings.SettingError("--head: was trained on one CNN's features; add --backbone, the file next to it")
-    if s.feature_layer > len(s.channels):
+    if s.feature_layer > len(s.channels) and not s.backbone:  # its own number of them is not known yet
         raise settings.SettingError(f"--feature-layer {s.feature_layer}: the CNN has {len(s.channels)} convolutions")
     if s.feature_layer and s.training == "joint":
         raise settings.SettingError("--feature-layer: only for --training frozen")

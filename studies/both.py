@@ -12,8 +12,9 @@ MODELS = {
     "CNN": {"script": "cnn", **CNN, "group": "CNN"},
     "hybrid": {"script": "hybrid", **CNN, "head_learning_rate": 0.001, "group": "CNN features + NumPy MLP"},
 }
+CNN_SETTINGS = "The CNN is that of --recipe plain --norm batch."
 CNN_RATE = "The CNN's learning rate is 0.003; in cnn_optimizer, 0.03 is better for this CNN by about 0.8 points."
-FIXED_RATES = f"Learning rates are fixed: MLP 0.001, the hybrid's MLP 0.001. {CNN_RATE}"
+FIXED_RATES = f"{CNN_SETTINGS} Learning rates are fixed: MLP 0.001, the hybrid's MLP 0.001. {CNN_RATE}"
 # images: (epochs, batch size)
 SIZES = {500: (60, 32), 1_500: (30, 32), 5_000: (15, 64), 15_000: (10, 128), 48_000: (5, 128)}
 TIMES = {"MLP": (2, 5, 12, 30), "CNN": (1, 2, 5, 12), "hybrid": (1, 2, 5, 12)}
@@ -40,10 +41,11 @@ STUDIES = (
           models({f"{size:,}": {"train_size": size, "epochs": epochs, "batch_size": batch_size}
                   for size, (epochs, batch_size) in SIZES.items()}), "CNN, 48,000", seeds=3, x="train_size",
           baselines={f"{model}, {size:,}": f"CNN, {size:,}" for model in ("MLP", "hybrid") for size in SIZES},
-          claims=(Claim("Reported: the hybrid is better than its CNN, 93.28 to 93.37 %", "hybrid, 48,000", "CNN, 48,000"),),
+          claims=(Claim("Reported: the hybrid is better than its CNN, 93.28 to 93.37 % (here: a small CNN, five epochs)",
+                        "hybrid, 48,000", "CNN, 48,000"),),
           note="The fewer the images, the more epochs and the smaller the batches: "
                + ", ".join(f"{size:,} images {epochs} and {batch_size}" for size, (epochs, batch_size) in SIZES.items())
-               + f". {FIXED_RATES}"),
+               + f". The hybrid's MLP has its CNN's epochs and batch size. {FIXED_RATES}"),
     Study("label_noise", "How much do wrong training labels cost?", "mlp",
           models({f"{noise:g}": {"label_noise": noise} for noise in (0.0, 0.1, 0.2, 0.4)}), "CNN, 0", seeds=3,
           x="label_noise", baselines=own_baselines("0", ("0.1", "0.2", "0.4")),

@@ -16,7 +16,7 @@ from studies.comparison import Comparison, Options, variants_of
 from studies.progress import TYPICAL_SECONDS, Progress
 from studies.runner import Runner, stopped
 from studies.study import SCRIPTS, Study, learning_rate_of, modules_of, settings_of, vary
-from support import settings
+from support import files, settings
 
 STUDIES = {study.name: study for module in (mlp, cnn, both) for study in module.STUDIES}
 COMMANDS = ("sweep", "compare", "search", "heads")  # other words for the first argument
@@ -32,7 +32,7 @@ def listing():
     for study in STUDIES.values():
         runs, minutes = cost(study)
         lines.append(f"{study.name:<26}{runs:>6}{minutes:>6.0f} min  {study.question}")
-    lines.append(f"{'heads':<26}{'-':>6}{'45 min':>10}  {readme.HEADS}")
+    lines.append(f"{'heads':<26}{'-':>6}{heads_minutes():>6.0f} min  {readme.HEADS}")
     end = "Time of one core; it is divided by --jobs. Run some with python experiments.py NAME NAME; --help explains more."
     return "\n".join([*lines, "", end])
 
@@ -47,6 +47,17 @@ def cost(study):
     for variant in variants_of(study, Options()):
         counts[variant.script] = counts.get(variant.script, 0) + len(variant.learning_rates) - 1 + len(variant.seeds)
     return sum(counts.values()), sum(count * TYPICAL_SECONDS[script] for script, count in counts.items()) / 60
+
+
+def heads_minutes():
+    """Minutes of one core of the study `heads`, with its CNNs, as measured; nan where no results are committed."""
+    try:
+        study, hybrid = (json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+                         for folder in (RESULTS / "heads", RESULTS.parent / "hybrid_train"))  # fmt: skip
+        backbones = sum(hybrid["by_seed"]["seconds"]) if study["settings"]["backbones"] else 0
+        return (study["seconds"] + backbones) * study["machine"]["cores"] / 60
+    except (OSError, ValueError, KeyError):
+        return float("nan")
 
 
 def select(names):
@@ -104,12 +115,18 @@ def sweep(arguments, varied, fixed, seeds):
     factors, held = given(script, "--vary", varied), given(script, "--set", fixed)
     if twice := factors.keys() & held.keys():
         raise settings.SettingError(f"--set {min(twice)}: is given with --vary, too")
-    held, variants = {name: values[0] for name, values in held.items()}, vary(**factors)
+    held = {name: values[0] for name, values in held.items()}
+    variants = {label: changes | {"learning_rates": rates_around_default(script, held | changes)}
+                for label, changes in vary(**factors).items()}  # fmt: skip
     names = " and ".join(name.replace("_", " ") for name in factors)
-    rate = vars(settings_of(script, held))[learning_rate_of(script, held)]
     return Study(f"sweep_{script}_{'_'.join(factors)}", f"Sweep of {names} in {SCRIPTS[script]}.py", script, variants,
-                 next(iter(variants)), held, [float(f"{rate * factor:.1g}") for factor in (1 / 3, 1, 3)], seeds,
-                 factors=tuple(factors), curves=len(factors) == 1)  # fmt: skip
+                 next(iter(variants)), fixed=held, seeds=seeds, factors=tuple(factors), curves=len(factors) == 1)
+
+
+def rates_around_default(script, changes):
+    """Learning rates to choose from: the script's default with these settings, a third of it, and three times it."""
+    rate = vars(settings_of(script, changes))[learning_rate_of(script, changes)]
+    return tuple(float(f"{rate * factor:.1g}") for factor in (1 / 3, 1, 3))
 
 
 def command_of(study, options):
@@ -144,6 +161,13 @@ def run(studies, folder, store, options, num_jobs):
                       not (options.fixed_learning_rate or options.quick))  # fmt: skip
     comparisons = [Comparison(study, runner, changes, command_of(study, options)) for study in studies]  # checks settings
     folder.mkdir(parents=True, exist_ok=True)
+    Path(store).mkdir(parents=True, exist_ok=True)
+    with files.locked(store, "give all studies to one command"):
+        return run_comparisons(comparisons, runner, folder, options, num_jobs)
+
+
+def run_comparisons(comparisons, runner, folder, options, num_jobs):
+    """`run`, with the store locked."""
     runner.workers = workers.DaskWorkers(options.dask) if options.dask else workers.Processes(num_jobs)
     try:
         with tqdm(unit="run", disable=None, leave=False, dynamic_ncols=True,

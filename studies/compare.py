@@ -56,8 +56,9 @@ def correct(run, seed):
     folder = run["folders"][seed]
     if not (folder / "test_probabilities.npy").exists():
         return None
-    images, metrics = saved.images_of_run(run["metrics"]), read_metrics(folder)
+    metrics = read_metrics(folder)
     try:
+        images = saved.images_of_run(run["metrics"])
         return saved.test_probabilities(folder, metrics, images).argmax(axis=1) == images.test.y
     except (OSError, *files.DAMAGED) as error:
         raise files.FileError(f"{folder}: its probabilities cannot be read ({error})") from None

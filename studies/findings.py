@@ -16,6 +16,11 @@ WORDS = {  # of what is reported, and of what was chosen
 }
 
 
+def word_of(claim):
+    """The verdict on a claim in words; one on a choice has other words than one on what is reported."""
+    return WORDS[claim["verdict"]][claim["text"].startswith("Choice")]
+
+
 def lines(results):
     """A Markdown list with a line for each chosen claim that was tested in results/studies; those that hold come first.
 
@@ -28,8 +33,6 @@ def lines(results):
             claim = files.read_json(path)["claims"][number]
             if claim["verdict"] not in WORDS:  # not tested: a variant diverged, or has one seed
                 continue
-            kind, _, text = claim["text"].partition(": ")
-            numbers = f"{claim['points']:+.2f} points, p = {claim['p_holm']:.2g}"
-            word = f"**{WORDS[claim['verdict']][kind == 'Choice']}** ({numbers})"
-            groups[claim["verdict"]].append(f"- {kind}: {text}: [{word}](results/studies/README.md#{name})")
+            word = f"**{word_of(claim)}** ({claim['points']:+.2f} points, p = {claim['p_holm']:.2g})"
+            groups[claim["verdict"]].append(f"- {claim['text']}: [{word}](results/studies/README.md#{name})")
     return "".join(f"{line}\n" for group in groups.values() for line in group)

@@ -211,7 +211,7 @@ def title_of(dataset, num_seeds):
 
 
 def check_settings(s):
-    """Raise settings.SettingError, before any data is read, for impossible settings or unsuitable s.backbones."""
+    """Raise settings.SettingError, before any data is read, for impossible settings."""
     hybrid_train.check_settings(s)
     if s.backbone or s.head:
         raise settings.SettingError("--backbone, --head: the study has a network for each seed; use --backbones FOLDER")
@@ -219,11 +219,15 @@ def check_settings(s):
         raise settings.SettingError("--training, --compile: not for the study, which trains frozen and jointly")
     if not (s.logistic_c and s.neighbors):
         raise settings.SettingError("--logistic-c, --neighbors: give at least one number each")
-    if not s.backbones:
-        return
-    if s.output_dir and Path(s.output_dir).resolve() == Path(s.backbones).resolve():
+    if s.train_on_val:
+        raise settings.SettingError("--train-on-val: not for the study, which chooses by the validation images")
+    if s.output_dir and s.backbones and Path(s.output_dir).resolve() == Path(s.backbones).resolve():
         raise settings.SettingError(f"--output-dir {s.output_dir}: is the folder of the backbones; name another")
-    for seed in range(s.seed, s.seed + s.seeds):
+
+
+def check_backbones(s):
+    """Raise settings.SettingError if s.backbones is given and has no finished runs with the settings `s`."""
+    for seed in range(s.seed, s.seed + s.seeds) if s.backbones else ():
         path = Path(s.backbones, f"seed_{seed}", "settings.json")
         if not all(path.with_name(name).is_file() for name in ("backbone.safetensors", "head.safetensors", "metrics.json")):
             raise settings.SettingError(f"--backbones {s.backbones}: no finished run in {path.parent}; make them with "
@@ -275,10 +279,12 @@ def results_of_seed(images, folder, s):
 
 def run(s):
     """The whole study with the settings `s`. Return the content of metrics.json, which is updated after each seed."""
-    if s.quick:
-        s = SimpleNamespace(**vars(hybrid_train.quick_settings(s)) | {"seeds": min(s.seeds, 2)})
     check_settings(s)
     images = data.load_for(s)
+    s = hybrid_train.own_data_settings(s, images)
+    if s.quick:
+        s = SimpleNamespace(**vars(hybrid_train.quick_settings(s)) | {"seeds": min(s.seeds, 2)})
+    check_backbones(s)
     results, chosen = {}, {}
     with runs.Run("heads", s) as run:
         for seed in range(s.seed, s.seed + s.seeds):

@@ -16,6 +16,7 @@ import json
 import textwrap
 from pathlib import Path
 
+from studies import findings
 from studies.comparison import LINKS, baselines_in, claim_result, not_learned, percent, tests_of, verdict
 from studies.statistics import word_of
 from support import files
@@ -30,7 +31,8 @@ from. All variants have the same seeds. Tables show mean ± standard deviation o
 nothing. Differences in test accuracy are tested against a baseline by paired t tests over the seeds, corrected within a
 study (Holm, level 0.05): p depends on the number of tests in the study, too. With few seeds, small differences remain
 undetected: "not distinguishable" does not mean equal. Seeds that learn nothing are counted, and their variant is not
-tested. Below each study: what similar projects report, from single runs, or have chosen.
+tested. Below each study: what similar projects report, from single runs, or have chosen. What is reported holds if the
+difference has the same sign here and p < 0.05; its size may differ.
 """
 HEADS = "Does the NumPy MLP classify a CNN's features better than other classifiers do?"
 COLUMNS = ("variant", "learning rate", "validation", "test", "difference in points", "p", "verdict", "on training images")
@@ -125,7 +127,8 @@ def claim_line(claim):
         return f"- {claim['text']}"
     if "points" not in claim:
         return f"- {claim['text']}: {claim['verdict']}"
-    return f"- {claim['text']}: **{claim['verdict']}** here ({claim['points']:+.2f} points, p = {claim['p_holm']:.2g})"
+    word = findings.word_of(claim)
+    return f"- {claim['text']}: **{word}** ({claim['points']:+.2f} points, p = {claim['p_holm']:.2g})"
 
 
 def rate_of(result):

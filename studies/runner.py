@@ -13,8 +13,8 @@ from tqdm import tqdm
 import data
 from studies.execute import Job, backbone_path, file_digest
 from studies.study import settings_of
-from studies.versions import code_digest
-from support import files, runs
+from studies.versions import code_digest, package_versions
+from support import files, runs, settings
 
 FULL_SPLIT = 48_000  # training images for which the studies' numbers of images are meant
 
@@ -34,12 +34,16 @@ class Runner:
         """The Job of a script with settings that differ from its defaults. Raises settings.SettingError."""
         changes = changes | {name: value for name, value in self.overrides.items() if name not in changes}
         s = settings_of(script, changes | self.precision(script, changes))
-        fingerprint, num_images = self.dataset(s)
+        fingerprint, num_images, image_shape = self.dataset(s)
         if s.quick and s.train_size:
             s.train_size = max(20, s.train_size * num_images // FULL_SPLIT)
+        if s.train_size > num_images:
+            raise settings.SettingError(f"--train-size {s.train_size:,}: the training split has {num_images:,} images")
+        settings.check_augmentation(s, image_shape)
         contents = [file_digest(vars(s)[name]) for name in ("backbone", "head") if vars(s).get(name)]
         identity = {"script": script, "settings": runs.training_settings(vars(s)), "backbone": backbone,
-                    "is_backbone": is_backbone, "files": contents, "code": self.version(script), "data": fingerprint}
+                    "is_backbone": is_backbone, "files": contents, "code": self.version(script), "data": fingerprint,
+                    "packages": package_versions(script)}  # fmt: skip
         key = data.digest_text(json.dumps(identity, sort_keys=True))
         return Job(script, vars(s), key, backbone, is_backbone)
 
@@ -70,12 +74,12 @@ class Runner:
         return self.versions[script]
 
     def dataset(self, s):
-        """(fingerprint of the dataset of the settings s, its number of training images), before --train-size and noise."""
-        given = {name: getattr(s, name) for name in ("dataset", "data_dir", "quick", "image_size")}
+        """(fingerprint, number of training images, shape of an image) of the dataset of s, before --train-size and noise."""
+        given = {name: getattr(s, name) for name in ("dataset", "data_dir", "quick", "image_size", "val_fraction")}
         key = tuple(given.values())
         if key not in self.versions:
             images = data.load(**given, offline_fallback=False)
-            self.versions[key] = images.fingerprint(), len(images.train.y)
+            self.versions[key] = images.fingerprint(), len(images.train.y), images.image_shape
         return self.versions[key]
 
     def path(self, key):

@@ -155,6 +155,8 @@ class Search:
 
     def __init__(self, script, s):
         self.script, self.s, self.space, self.database = script, s, SPACES[script], None
+        if s.train_on_val:
+            raise settings.SettingError("--train-on-val: not in a search, which chooses by the validation images")
         self.folder = Path(s.output_dir or f"runs/studies/search_{script}{'_quick' * s.quick}")
         defaults, runner = vars(settings_of(script, {})), Runner(self.folder)
         for name in self.space.keys() - DERIVED[script].keys() - defaults.keys():
@@ -231,7 +233,7 @@ class Search:
         start, limit, done = time.perf_counter(), 60 * self.s.minutes or float("inf"), len(self.trials)
         with tqdm(total=self.s.trials, initial=min(done, self.s.trials), unit="trial", disable=None, leave=False,
                   dynamic_ncols=True) as bar:  # fmt: skip
-            while done < self.s.trials and time.perf_counter() - start < limit:
+            while done < self.s.trials and (not done or time.perf_counter() - start < limit):
                 best = self.best.value if self.complete else 0.0
                 shown = f"best {best:.2%}, epoch" if best else "epoch"
                 trial = self.run_trial(

@@ -20,6 +20,7 @@ import importlib
 import importlib.util
 import json
 import re
+import statistics
 import sys
 import textwrap
 from pathlib import Path
@@ -91,24 +92,33 @@ def duration(seconds, longest=None):
 
 
 def time_of(metrics):
-    """Mean time of a seed; "-" if it was not recorded."""
-    return duration(metrics["seconds"]) if "seconds" in metrics else "-"
+    """Median time of a seed, since other programs may have run beside one; "-" if it was not recorded."""
+    seconds = metrics.get("by_seed", {}).get("seconds") or [metrics[name] for name in ("seconds",) if name in metrics]
+    return duration(statistics.median(seconds)) if seconds else "-"
 
 
 def time_range(metrics):
-    """Mean time of a seed, with the shortest and the longest one."""
+    """Median time of a seed, with the shortest and the longest one."""
     seconds = metrics.get("by_seed", {}).get("seconds")
     return time_of(metrics) + (f" ({duration(min(seconds), max(seconds))})" if seconds else "")
 
 
 def machine(metrics):
     """2 cores of an AMD EPYC, in bfloat16"""
-    name = metrics["machine"]["processor"].replace("(R)", "")
-    article = "an" if name[0] in "AEIOU" else "a"
-    precision = f", in {metrics['precision']}" if metrics.get("precision", "float32") != "float32" else ""
+    return ", in ".join(filter(None, [hardware(metrics), precision(metrics)]))
+
+
+def hardware(metrics):
+    """2 cores of an AMD EPYC"""
     if "gpu" in metrics["machine"] and metrics.get("device") == "cuda":
-        return f"{metrics['machine']['gpu']}{precision}"
-    return f"{metrics['machine']['cores']} cores of {article} {name}{precision}"
+        return metrics["machine"]["gpu"]
+    name = metrics["machine"]["processor"].replace("(R)", "")
+    return f"{metrics['machine']['cores']} cores of {'an' if name[0] in 'AEIOU' else 'a'} {name}"
+
+
+def precision(metrics):
+    """bfloat16; "" for float32"""
+    return metrics["precision"] if metrics.get("precision", "float32") != "float32" else ""
 
 
 def networks(metrics):
@@ -175,7 +185,7 @@ def accuracy_columns(metrics, splits):
 
 def models(results):
     """The main table, and what is below it: seeds and machines."""
-    rows, seeds, machines = [], {}, {}
+    rows, seeds, machines, precisions = [], {}, {}, {}
     all_metrics = [metrics_of(results, folder) for folder, _ in MODELS]
     columns = accuracy_columns(all_metrics, ("test",))
     for place, ((folder, name), metrics) in enumerate(zip(MODELS, all_metrics, strict=True), 1):
@@ -183,7 +193,8 @@ def models(results):
                      *(percent(metrics, key) for key in columns.values()),
                      parameters(metrics), time_of(metrics)])  # fmt: skip
         seeds.setdefault(len(metrics.get("seeds", [0])), []).append(place)
-        machines.setdefault(machine(metrics), []).append(place)
+        machines.setdefault(hardware(metrics), []).append(place)
+        precisions.setdefault(precision(metrics), []).append(place)
 
     def spread(groups, form="{}"):  # "5", or "5 (rows 1 and 2) and 3 (row 3)"
         if len(groups) == 1:
@@ -191,8 +202,10 @@ def models(results):
         return listed([f"{form.format(value)} ({places_of(rows)})" for value, rows in groups.items()])
 
     header = ["model", *(column.replace("test", "test accuracy") for column in columns), "parameters", "time per seed"]
+    lower = listed([f"{places_of(places)} in {name}" for name, places in precisions.items() if name])
     caption = (f"Mean ± standard deviation over {spread(seeds, '{} seeds')}, each trained on {metrics['train_size']:,} "
-               f"images. Time is on {spread(machines)}. TTA is test-time augmentation.")  # fmt: skip
+               f"images. Time is the median, on {spread(machines)}{', ' * bool(lower)}{lower}. TTA is test-time "
+               "augmentation.")  # fmt: skip
     return table(header, rows) + "\n" + wrapped(caption)
 
 
@@ -201,7 +214,8 @@ def mlp_help(results):
     study = metrics_of(results, HEADS)
     heads, mlp, linear, logistic = study["heads"], "NumPy MLP", "CNN, linear classifier", "logistic regression"
     tests = {(test["head"], test["against"]): test for test in study["tests"]}
-    versus, rival = tests[mlp, linear], tests[mlp, logistic]
+    versus, rival, joint = tests[mlp, linear], tests[mlp, logistic], tests[f"{mlp}, trained jointly with the CNN", linear]
+    unseen = tests[f"half: {mlp}, other half", f"half: {logistic}, other half"]
     answers = {"better": "Yes", "worse": "No", "not distinguishable": "Not measurably"}
     phrase = comparison.LINKS[word_of(rival)] if word_of(rival) != word_of(versus) else ""  # said once
     comparisons = [comparison.LINKS[word_of(versus)] + " the CNN's linear classifier",
@@ -211,7 +225,10 @@ def mlp_help(results):
         f"{answers[word_of(versus)]}: on the features of a frozen CNN, the NumPy MLP is {link_word.join(comparisons)}. "
         f"Over {len(study['seeds'])} seeds, test accuracy is {percent(heads[mlp], 'test_accuracy')} with the NumPy MLP, "
         f"{percent(heads[linear], 'test_accuracy')} with the linear classifier ({difference(versus)}) and "
-        f"{percent(heads[logistic], 'test_accuracy')} with logistic regression ({difference(rival)})."
+        f"{percent(heads[logistic], 'test_accuracy')} with logistic regression ({difference(rival)}). On the features of "
+        f"images that the CNN was not trained on, it is {comparison.LINKS[word_of(unseen)]} logistic regression "
+        f"({difference(unseen)}). Trained jointly with the same CNN, it is {comparison.LINKS[word_of(joint)]} the linear "
+        f"classifier ({difference(joint)})."
     )
 
 
@@ -297,14 +314,19 @@ def verdicts(results):
 
 def chosen(results):
     study = metrics_of(results, HEADS)
+    C, k = (listed([f"{value:g}" for value in study["settings"][name]]) for name in ("logistic_c", "neighbors"))
+    text = f"The inverse penalty of logistic regression, from {C}, and the number of neighbors, from {k}.\n\n"
     names = list(study["chosen"][str(study["seeds"][0])])
     rows = [[name, *(study["chosen"][str(seed)][name] for seed in study["seeds"])] for name in names]
-    return table(["classifier", *(f"seed {seed}" for seed in study["seeds"])], rows)
+    return text + table(["classifier", *(f"seed {seed}" for seed in study["seeds"])], rows)
 
 
 def heads_run(results):
     study = metrics_of(results, HEADS)
-    return f"The committed study has {len(study['seeds'])} seeds and ran on {machine(study)}.\n"
+    backbones = " --backbones runs/hybrid_train/DATE" * bool(study["settings"]["backbones"])
+    of = f"; DATE is the run of `python hybrid_train.py --seeds {len(study['seeds'])}`" * bool(backbones)
+    return (f"The committed study has {len(study['seeds'])} seeds and ran on {machine(study)}{of}:\n\n```bash\n"
+            f"python experiments.py heads{backbones} --output-dir results/studies/heads\n```\n")  # fmt: skip
 
 
 TABLES = {builder.__name__: builder for builder in (main_output, models, mlp_help, found, accuracies, costs, reference_mlps,

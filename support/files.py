@@ -55,17 +55,17 @@ def remove_partial(folder):
 
 
 @contextlib.contextmanager
-def locked(folder):
+def locked(folder, otherwise="name another"):
     """Lock `folder`, by a file .lock in it, so that only one run at a time writes to it.
 
-    The system unlocks it when the process ends, even if it is killed. Raises FileError if another run has locked it, or if
-    it cannot be written to.
+    The system unlocks it when the process ends, even if it is killed. Raises FileError if another run has locked it, which
+    says what to do otherwise, or if it cannot be written to.
     """
     path = Path(folder, ".lock")
     try:
         file = open_locked(path)
     except BlockingIOError:
-        raise FileError(f"{folder}: another run is writing to this folder; wait until it ends, or name another") from None
+        raise FileError(f"{folder}: another run is writing to this folder; wait until it ends, or {otherwise}") from None
     except OSError as error:
         raise FileError(f"cannot write to {folder}: {error.strerror}") from None
     with file:

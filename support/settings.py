@@ -165,6 +165,8 @@ def check_train_on_val(s):
     if given["train_on_val"] and given.get("tta") == "shifts":
         raise SettingError("--tta shifts: not with --train-on-val; let a run without it choose the views, and name them: "
                            "--tta 10_views")  # fmt: skip
+    if given["train_on_val"] and given.get("schedule") == "plateau":
+        raise SettingError("--schedule plateau: not with --train-on-val, since validation decides when the rate falls")
     if given["train_on_val"] and given.get("patience"):
         raise SettingError(f"--patience {s.patience}: not with --train-on-val; let a run without it choose --epochs")
 

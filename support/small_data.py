@@ -12,8 +12,8 @@ MIN_STEPS, MIN_BATCH_SIZE = 12, 16  # of an epoch
 
 
 def suitable_batch_size(s, images):
-    """The largest power of two by which an epoch has MIN_STEPS. Infinite for the datasets in NAMED and when resuming."""
-    if s.dataset in NAMED or s.resume:
+    """The largest power of two by which an epoch has MIN_STEPS. Infinite for the datasets in NAMED."""
+    if s.dataset in NAMED:
         return math.inf
     return max(MIN_BATCH_SIZE, 2 ** int(math.log2(max(1, len(images.train.y) / MIN_STEPS))))
 
@@ -25,7 +25,10 @@ def with_batch_size(s, batch_size):
 
 
 def with_suitable_batch_size(s, images, default_batch_size, default_learning_rate):
-    """The settings with a `suitable_batch_size`, if it is smaller and neither it nor the learning rate was chosen."""
+    """The settings with a `suitable_batch_size`, if it is smaller and batch size and learning rate are the defaults.
+
+    A resumed run has its smaller batch size from its settings.json, which is not changed again.
+    """
     batch_size, chosen = suitable_batch_size(s, images), s.batch_size != default_batch_size
     if chosen or s.learning_rate != default_learning_rate or batch_size >= s.batch_size:
         return s

@@ -62,7 +62,7 @@ def no_data(monkeypatch):
     """The runs of studies are planned without a dataset and without a measurement of the precision."""
     from studies import runner
 
-    monkeypatch.setattr(runner.Runner, "dataset", lambda self, s: ("digest", 6_000 if s.quick else 48_000))
+    monkeypatch.setattr(runner.Runner, "dataset", lambda self, s: ("digest", 6_000 if s.quick else 48_000, (28, 28)))
     monkeypatch.setattr(runner, "choose_precision", lambda: {"device": "cpu", "precision": "float32"})
 
 

@@ -232,3 +232,16 @@ def test_features_of_an_earlier_convolution():
         assert torch.equal(model.features(X), after_two.flatten(1))
     assert after_two.shape == (5, 8, 14, 14)
     assert [type(layer).__name__ for layer in model.backbone].count("Conv2d") == 2
+
+
+@pytest.mark.parametrize("more", [{"fc": (7,)}, {"global_pool": "average"}])
+def test_features_of_the_last_convolution_are_its_maps(more):
+    model = backbone.CNN((4, 6), (1, 2), generator=torch.Generator().manual_seed(0), **more).eval()
+    X = torch.rand(5, 1, 28, 28)
+    with torch.no_grad():
+        after_two = model.backbone[:8]((X - model.mean) / model.std)  # conv, pool, norm, activation, twice
+        backbone.cut_after(model, 2)
+        assert torch.equal(model.features(X), after_two.flatten(1))
+    settings = {"channels": (4, 6), "pool_after": (1, 2), **more}
+    assert after_two.shape == (5, 6, 7, 7)
+    assert backbone.num_features_after(2, **settings) == 6 * 7 * 7

@@ -1,5 +1,7 @@
 """Figures of the CNN show its numbers: filters, activation maps, saliency, embeddings, confusable classes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from conftest import crowded_texts
 from test_plots import NAMES, TITLE, real_probabilities, texts
 
 import cnn_feature_extraction as cnn
+import data
 import plots
 from support import settings
 from torch_cnn import backbone, figures
@@ -54,6 +57,18 @@ def test_feature_maps_shows_the_strongest_ones():
     assert figure.axes[1].get_title() == "convolution 1\n9 of 12, 2 x 2\n0 to 11"
     shown = figure.axes[1].images[0].get_array()
     assert shown[::3, ::3].filled(-1).ravel().tolist() == [11, 10, 9, 8, 7, 6, 5, 4, 3]
+
+
+def test_a_class_without_test_images(digits):
+    test = data.Split(**{name: array[digits.test.y != 1] for name, array in vars(digits.test).items()})
+    images = replace(digits, classes=("Shirt", "Bag", *map(str, range(8))), test=test)
+    model = backbone.build(settings.load(cnn, channels=(4, 6), pool_after=(1, 2))).eval()
+    features = {"X_test": np.random.default_rng(0).random((len(images.test.y), 5), dtype=np.float32)}
+    logits = np.random.default_rng(1).random((len(images.test.y), 10), dtype=np.float32)
+    drawn = figures.cnn_figures(model, images, features, logits, "title")
+    shown = [ax.get_ylabel() or ax.get_title() for ax in drawn["feature_maps.png"].axes]
+    assert any("Shirt" in text for text in shown)
+    assert not any("Bag" in text for text in shown)
 
 
 def test_features_without_two_dimensions_have_no_embedding():

@@ -96,6 +96,12 @@ def test_what_cannot_be_compared(tmp_path, capsys):
     for arguments, message in (([run, tmp_path / "none"], "no such folder"), ([run, run], "a run is named twice")):
         with pytest.raises(files.FileError, match=message):
             compare.main([*map(str, arguments), "--output-dir", str(tmp_path / "out")])
+    found = planted(tmp_path / "found", {0: 0.9}, np.eye(10)), planted(tmp_path / "moved", {0: 0.9}, np.eye(10))
+    for path in found:
+        metrics = json.loads((path / "metrics.json").read_text())
+        (path / "metrics.json").write_text(json.dumps(metrics | {"dataset": "shapes"}))
+    with pytest.raises(files.FileError, match=r"probabilities cannot be read \(its dataset is shapes; found digits\)"):
+        compare.main([*map(str, found), "--output-dir", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
     with pytest.raises(SystemExit, match="2"):
         compare.main([str(run), str(run), "--output-dir", str(run / "metrics.json")])

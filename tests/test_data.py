@@ -164,6 +164,11 @@ def test_label_noise_replaces_training_labels_by_other_classes(digits):
     assert counts[1:].min() > 20  # each other class is drawn
 
 
+def test_equal_pixels_have_a_standard_deviation_to_divide_by():
+    assert data.mean_std(np.zeros((9, 5), np.float32)) == (0, 1)
+    assert all(data.mean_std(np.full((9, 5), x, np.float32))[1] > 0 for x in np.linspace(0.01, 1, 50))  # not nan
+
+
 def test_train_on_val_adds_the_validation_images_and_says_so(digits):
     images = data.load("digits", train_on_val=True)
     assert images.name == "digits, validation images in training"
@@ -177,6 +182,7 @@ def test_train_on_val_adds_the_validation_images_and_says_so(digits):
 
 @pytest.mark.parametrize(("options", "message"), [
     ({"tta": "shifts"}, "--tta shifts: not with --train-on-val; .* name them: --tta 10_views"),
+    ({"schedule": "plateau"}, "--schedule plateau: not with --train-on-val, since validation decides"),
     ({"patience": 5}, "--patience 5: not with --train-on-val; let a run without it choose --epochs"),
 ])  # fmt: skip
 def test_images_that_were_trained_on_choose_nothing(options, message):

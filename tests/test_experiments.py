@@ -269,6 +269,14 @@ def test_diverged_variants_are_rows_that_say_so(main, tmp_path):
     assert "| **0** (baseline) | 999 | - | - | - | - | 2 of 2 seeds: the loss became" in readme
 
 
+def test_two_commands_at_once_do_not_share_the_runs(main, tmp_path):
+    store(tmp_path).mkdir(parents=True)
+    with files.locked(store(tmp_path)):
+        code, out, error = main(*TINY, "--jobs", 1)
+    assert (code, out) == (1, "")
+    assert "runs/studies/store: another run is writing to this folder; wait until it ends, or give all studies" in error
+
+
 def test_a_damaged_result_is_named_and_repeated(main, tmp_path):
     assert main(*TINY, "--jobs", 1)[0] == 0
     before = results(tmp_path)

@@ -50,7 +50,10 @@ def outcomes(*num_correct):
 
 
 @pytest.mark.parametrize(("num_correct", "word", "numbers", "counts"), [
-    ((190, 190, 190), "better", "+9.00 +- 0.00 points, p = 0 (paired t test over 3 seeds, Holm)", "better in 3, worse in 0"),
+    # t = 9 / (0.2 / sqrt(3)) = 77.9, whose tails hold 0.000165, times nine
+    ((188, 190, 192), "better", "+9.00 +- 0.20 points, p = 0.00148 (paired t test over 3 seeds, Holm)",
+     "better in 3, worse in 0"),
+    ((190, 190, 190), "not distinguishable", "+9.00 +- 0.00 points, p = 1 ", "better in 3, worse in 0"),  # the sign test
     ((30, 40, 35), "worse", "-6.50 +- 0.50 points", "better in 0, worse in 3"),
     ((130, 95, 105), "not distinguishable", "+1.00 +- 1.80 points", "better in 0, worse in 0"),
     ((190, 190, 30), "not distinguishable", "+3.67 +- 9.24 points", "better in 2, worse in 1"),
@@ -75,7 +78,7 @@ def test_the_t_test_by_hand():
     # mean 2, deviation 1, n 4: t = 4 with 3 degrees of freedom, whose two tails hold 0.0280
     points = 2 + np.array([1.0, -1.0, 1.0, -1.0]) / np.sqrt(4 / 3)
     assert paired_t(points) == pytest.approx(0.0280, abs=1e-4)
-    assert (paired_t([0, 0]), paired_t([3, 3])) == (1, 0)
+    assert (paired_t([0, 0]), paired_t([3, 3]), paired_t([3] * 5)) == (1, 0.5, 0.0625)  # equal ones: the sign test
 
 
 def small(digits, tmp_path, **options):
@@ -154,11 +157,13 @@ def test_the_script(run_script, tmp_path):
     with pytest.raises(settings.SettingError, match="use --backbones FOLDER"):
         study.check_settings(small(None, tmp_path / "other", backbone=str(frozen / "backbone.safetensors")))
     with pytest.raises(settings.SettingError, match="no finished run in nowhere/seed_0; make them with"):
-        study.check_settings(small(None, tmp_path, backbones="nowhere"))
+        study.check_backbones(small(None, tmp_path, backbones="nowhere"))
     with pytest.raises(settings.SettingError, match=r"no finished run in .*joint/seed_0"):
-        study.check_settings(small(None, tmp_path, backbones=str(tmp_path / "out/joint")))
+        study.check_backbones(small(None, tmp_path, backbones=str(tmp_path / "out/joint")))
     with pytest.raises(settings.SettingError, match="not for the study"):
         study.check_settings(small(None, tmp_path, training="joint"))
+    with pytest.raises(settings.SettingError, match="--train-on-val: not for the study, which chooses by"):
+        study.check_settings(small(None, tmp_path, train_on_val=True))
     done = run_script("experiments", "heads", *flags, "--backbones", "out/frozen", "--epochs", 3)
     assert "made with other settings: epochs" in one_line(done, 2)
 

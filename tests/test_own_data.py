@@ -1,6 +1,7 @@
 """Data of one's own: every form is read, split by content, and every fault is named in one line."""
 
 import gzip
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -91,6 +92,16 @@ def test_the_hybrid_on_a_folder(shapes, run_script, tmp_path):
     test = data.load(str(shapes)).test
     correct = predict_logits(model, test.X).argmax(axis=1) == test.y
     assert correct.mean() == pytest.approx(metrics["test_accuracy"])
+    several = (*flags, "--epochs", 2, "--head-epochs", 1, "--no-figures")
+    succeeded(run_script("hybrid_train", *several, "--output-dir", "whole", "--seeds", 2))
+    shutil.copytree(tmp_path / "whole", tmp_path / "part")
+    (tmp_path / "part/metrics.json").unlink()
+    (tmp_path / "part/seed_1/metrics.json").unlink()  # as if it had been killed after its last epoch
+    succeeded(run_script("hybrid_train", "--resume", "part"))
+    shutil.rmtree(tmp_path / "part/seed_1")  # or before its first
+    succeeded(run_script("hybrid_train", "--resume", "part"))
+    for name in ("val_accuracy", "cnn_test_accuracy", "test_accuracy"):
+        assert read_metrics(tmp_path / "part")["by_seed"][name] == read_metrics(tmp_path / "whole")["by_seed"][name]
     values = {"channels": (8, 16), "pool_after": (1, 2), "dataset": str(shapes), "output_dir": str(tmp_path / "other")}
     s = settings.load(hybrid_train, cnn, data, runs, **values, backbone=str(tmp_path / "out" / "backbone.safetensors"))
     with pytest.raises(files.FileError, match="of 40 x 32 pixels, and those of shapes have 28 x 28; use --image-size 40 32"):

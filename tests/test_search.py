@@ -65,6 +65,11 @@ def test_the_first_trial_has_the_defaults_and_any_command_can_be_pasted(script, 
         assert settings.parse(module, data, runs, argv=words[2:]) == settings.load(module, data, runs, **changes)
 
 
+def test_a_search_does_not_choose_by_images_it_is_trained_on(small, tmp_path):
+    with pytest.raises(settings.SettingError, match="--train-on-val: not in a search, which chooses by"):
+        run(tmp_path, "--train-on-val")
+
+
 def test_hidden_layers_are_made_of_depth_width_and_narrowing():
     params = {"hidden_layers": 3, "width": "512", "narrowing": "2", "learning_rate": 0.00123456}
     space = {name: search.SPACES["mlp"][name] for name in params}

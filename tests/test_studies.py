@@ -9,6 +9,7 @@ from planted_studies import DROPOUT, RATES, summary_of, with_effects
 from studies import catalog, comparison, output, readme, runner
 from studies.comparison import Comparison, Options
 from studies.study import Claim, Study
+from support import settings
 
 
 def test_validation_chooses_the_learning_rate_and_the_test_images_never():
@@ -64,6 +65,26 @@ def test_options_change_seeds_epochs_and_learning_rates():
     timed = Study("time", "?", "mlp", {"2": {"epochs": 2}, "5": {"epochs": 5}}, "2", seeds=1, x="seconds")
     summary_of(timed, result, epochs=7)
     assert {epochs for _, epochs, _ in runs_made} == {2, 5}  # what varies stays
+
+
+def test_epochs_are_those_of_both_networks_of_a_script():
+    for script, training, names in (("transfer", "frozen", ("epochs", "head_epochs")), ("mlp", None, ("epochs",))):
+        fixed = {"training": training} if training else {}
+        study = Study("s", "?", script, {"a": {}, "b": {"seed": 0}}, "a", fixed=fixed, seeds=1)
+        summary, compared, _ = summary_of(study, lambda s: (0.8, 0.8), epochs=3)
+        assert all(variant.changes[name] == 3 for variant in compared.variants for name in names)
+        assert summary["epochs"] == [3]
+
+
+def test_a_sweeps_learning_rates_are_around_each_variants_default():
+    def rates(*arguments):
+        return [given["learning_rates"] for given in catalog.sweep(*arguments, 3).variants.values()]
+
+    frozen, from_scratch = rates(["transfer"], [["training", "frozen", "from_scratch"]], [])
+    assert frozen == (0.0003, 0.001, 0.003)
+    assert from_scratch == (0.03, 0.1, 0.3)
+    assert rates(["cnn"], [["recipe", "default", "plain"]], []) == [(0.07, 0.2, 0.6), (0.001, 0.003, 0.009)]
+    assert rates(["mlp"], [["dropout", "0", "0.2"]], [["recipe", "plain"]]) == [(0.0003, 0.001, 0.003)] * 2
 
 
 def test_own_learning_rates_and_seeds_of_a_variant():
@@ -154,6 +175,8 @@ def test_a_variant_of_which_some_seeds_have_learned_nothing_is_not_tested():
     assert "-; 3 of 5 seeds learned nothing" in readme.table(summary | {"tests": tests})
     result["num_classes"] = 100  # of which 0.1 is more than guessing
     assert comparison.not_learned(result) == 0
+    two = {"num_classes": 2, "by_seed": {"train_eval_accuracy": [0.5, 0.54, 0.56, 0.74]}}
+    assert comparison.not_learned(two) == 2
     result |= {"num_classes": 10, "by_seed": result["by_seed"] | {"train_eval_accuracy": [0.1] * 5}}
     assert comparison.tests_of(study, summary["variants"])[0]["points"] < -20  # no seed has: that can be tested
 
@@ -203,6 +226,15 @@ def test_a_smoke_test_trains_on_as_many_images_as_there_are(no_data, tmp_path):
     quick = runner.Runner(tmp_path, overrides={"quick": True})
     sizes = [quick.job("mlp", {"train_size": size}).settings["train_size"] for size in (0, 500, 48_000)]
     assert sizes == [0, 62, 6_000]
+
+
+def test_a_run_whose_images_do_not_allow_its_settings(tmp_path):
+    jobs = runner.Runner(tmp_path, overrides={"dataset": "digits"})
+    with pytest.raises(settings.SettingError, match="--erase 40: images of 28 x 28 pixels allow at most 28"):
+        jobs.job("mlp", {"erase": 40})
+    with pytest.raises(settings.SettingError, match="--train-size 5,000: the training split has 1,"):
+        jobs.job("mlp", {"train_size": 5_000})
+    assert jobs.job("mlp", {"train_size": 1_300, "val_fraction": 0.1}).settings["train_size"] == 1_300
 
 
 def test_a_study_that_names_a_variant_which_does_not_exist():

@@ -114,7 +114,7 @@ def test_readme_has_a_section_for_each_study_and_the_words_of_the_summary(tmp_pa
     (folder / "summary.json").write_text(json.dumps(summary))
     text = readme.contents(tmp_path, ())
     assert f"**Verdict.** {summary['verdict']}" in text
-    assert "- b over a: **holds** here (+2.00 points, p = " in text
+    assert "- b over a: **holds here** (+2.00 points, p = " in text
     assert "![?](planted/planted.png)" in text
     tables_in = [line for line in text.splitlines() if line.startswith("|")]
     cells = {len(re.findall(r"(?<!\\)\|", line)) for line in tables_in[3:]}

@@ -56,12 +56,13 @@ def test_a_run_is_known_by_its_settings_data_and_code(make_runner, monkeypatch):
     same = key()
     assert key(output_dir="elsewhere", figures=True, dropout=0.05) == same  # the default
     others = [key(dropout=0.2), key(seed=1), key(dataset="digits"), key("cnn")]
-    monkeypatch.setattr(versions, "code_of", lambda path: "other code")
-    others.append(key())
-    monkeypatch.undo()
-    monkeypatch.setattr(runner.Runner, "dataset", lambda self, s: ("other data", 48_000))
-    others.append(key())
-    assert len({same, *others}) == 7
+    for where, name, other in ((versions, "code_of", lambda path: "other code"),
+                               (versions.importlib.metadata, "version", lambda package: "other version"),
+                               (runner.Runner, "dataset", lambda self, s: ("other data", 48_000, (28, 28)))):  # fmt: skip
+        with monkeypatch.context() as patch:
+            patch.setattr(where, name, other)
+            others.append(key())
+    assert len({same, *others}) == 8
 
 
 def test_comments_and_docstrings_are_no_other_version(tmp_path):
@@ -77,9 +78,8 @@ def test_the_code_of_a_script_is_all_that_its_training_imports():
     for script, names in versions.CODE.items():
         if (ROOT / names[0]).exists():
             paths = {path.relative_to(ROOT).as_posix() for path in versions.source_files(names)}
-            assert {"data.py", "support/training.py"} < paths
+            assert {"data.py", "support/training.py", "numpy_nn/layers.py", "numpy_nn/calibration.py"} < paths
             assert ("torch_cnn/backbone.py" in paths) == (script != "mlp")
-            assert ("numpy_nn/layers.py" in paths) == (script != "cnn")
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"row": "{}", "digest": "0"}', "changed"])

@@ -71,7 +71,7 @@ def test_what_is_outside_the_markers_stays():
     text = "before\n<!-- table: heads_run -->\nold\n<!-- end -->\nafter\n"
     filled = tables.fill(text, ROOT / "results")
     assert filled.startswith("before\n<!-- table: heads_run -->\nThe committed study has ")
-    assert filled.endswith(".\n<!-- end -->\nafter\n")
+    assert filled.endswith("```\n<!-- end -->\nafter\n")
     assert "old" not in filled
 
 

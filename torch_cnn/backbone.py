@@ -97,8 +97,8 @@ def cut_after(model, number):
         return
     layers = list(model.backbone)
     starts = [place for place, layer in enumerate(layers) if isinstance(layer, nn.Conv2d)]
-    if number < len(starts):
-        model.backbone = nn.Sequential(*layers[: starts[number]], nn.Flatten())
+    ends = [place for place, layer in enumerate(layers) if isinstance(layer, (nn.AdaptiveAvgPool2d, nn.Flatten))]
+    model.backbone = nn.Sequential(*layers[: [*starts, ends[0]][number]], nn.Flatten())
 
 
 def num_features_after(number, channels, pool_after, kernel_sizes=(3,), padding=(), image_shape=(28, 28), **ignored):

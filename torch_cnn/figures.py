@@ -176,7 +176,7 @@ def cnn_figures(model, images, features, test_logits, title):
     of_class = [np.flatnonzero(test.y == label)[: 20 // len(labels)] for label in labels]
     two_each = [int(indices[nth]) for nth in (0, 1) for indices in of_class if len(indices) > nth]
     wanted = [classes.index(name) for name in ("Shirt", "Sneaker", "Bag") if name in classes]
-    few = [int(np.flatnonzero(test.y == label)[0]) for label in wanted] or two_each[:3]
+    few = [int(np.flatnonzero(test.y == label)[0]) for label in wanted if label in test.y] or two_each[:3]
     predicted = probabilities.argmax(axis=1)
     heat = hires_cam(model, torch.from_numpy(test.X[two_each])[:, None].to(device),
                      torch.from_numpy(predicted[two_each]).to(device))  # fmt: skip
