@@ -33,7 +33,8 @@ def listing():
         runs, minutes = cost(study)
         lines.append(f"{study.name:<26}{runs:>6}{minutes:>6.0f} min  {study.question}")
     lines.append(f"{'heads':<26}{'-':>6}{heads_minutes():>6.0f} min  {readme.HEADS}")
-    end = "Time of one core; it is divided by --jobs. Run some with python experiments.py NAME NAME; --help explains more."
+    end = ("Time of one core; it is divided by --jobs, that of heads by the number of cores.\n"
+           "Run some with python experiments.py NAME NAME; --help explains more.")  # fmt: skip
     return "\n".join([*lines, "", end])
 
 

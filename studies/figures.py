@@ -36,7 +36,8 @@ def models(results):
     rows = {}
     for folder, kind in kinds.items():
         metrics = tables.metrics_of(results, folder)
-        rows[metrics["model"] if kind == "NumPy MLP" else kind] = MODEL_COLORS[kind], metrics
+        larger = ", larger CNN" * (folder == tables.JOINT)
+        rows[metrics["model"] if kind == "NumPy MLP" else f"{kind}{larger}"] = MODEL_COLORS[kind], metrics
     for folder, what, _ in tables.REFERENCE_MLPS:
         metrics = tables.metrics_of(results, f"references/{folder}")
         rows[", ".join([metrics["model"], *what.split(", ")[1:]])] = MODEL_COLORS["other"], metrics
