@@ -40,7 +40,7 @@ TRAINING = "frozen"  # a classifier on features of ImageNet's weights; or all la
 FC: tuple = ()  # neurons of fully connected layers between the 512 features and the classifier, in [1, 100000]
 INPUT_SIZE = 0  # side to which images are enlarged, in pixels, which costs time; ImageNet's is 224; 0 stands for 64 with
                 # ImageNet's weights, and for no enlargement from scratch; in [0, 512]
-EPOCHS = 8  # passes over the training set; not with --training frozen; in [1, 10000]
+EPOCHS = 6  # passes over the training set; not with --training frozen; in [1, 10000]
 SEEDS = 1  # number of runs, with seeds from SEED on; metrics.json contains mean and standard deviation; in [1, 1000]
 # -- frozen network
 HEAD = "numpy_mlp"  # what classifies the features, the NumPy MLP or PyTorch's layers; only with --training frozen:
