@@ -50,7 +50,7 @@ def test_accuracy_against_has_a_dot_for_each_model_and_seed(name):
 def test_one_color_per_model():
     colors = {name: color for name, (color, _) in figures.models(RESULTS).items()}
     assert colors["CNN"] == plots.MODEL_COLORS["CNN"]
-    assert colors["NumPy MLP 784-256-128-10"] == colors["NumPy MLP 784-1024-512-10"] == plots.MODEL_COLORS["NumPy MLP"]
+    assert colors["NumPy MLP 784-256-128-10"] == colors["NumPy MLP 784-2048-1024-10"] == plots.MODEL_COLORS["NumPy MLP"]
     assert len(set(plots.MODEL_COLORS.values())) == len(plots.MODEL_COLORS)
 
 
