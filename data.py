@@ -220,7 +220,7 @@ def with_label_noise(y, fraction, num_classes, seed):
 def mean_std(X):
     """Mean and standard deviation over all pixels of X, as floats. Use the training split only.
 
-    The latter is 1 if all pixels are equal, as the features of a CNN are whose last ReLUs are all 0.
+    The latter is 1 where it would be 0, as for the features of a CNN whose last ReLUs are all 0.
     """
     rows = X.reshape(len(X), -1)
     mean = rows.mean(axis=1).mean(dtype=np.float64)  # float64 for the long sum

@@ -18,7 +18,7 @@ from support import runs
 RESERVED = ("learning_rates", "script", "seeds", "group", "from_backbone")  # of a variant: not settings
 LINKS = {"better": "better than", "worse": "worse than", "not distinguishable": "not distinguishable from"}
 MANY = 12  # tests, from which on the verdict counts the variants instead of naming them
-EPOCHS = dict.fromkeys(("hybrid", "transfer"), ("epochs", "head_epochs"))  # of the scripts that train two networks
+WITH_HEAD = ("hybrid", "transfer")  # scripts that with --training frozen train a head, for head_epochs
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def variants_of(study, options):
         script, rates = given.get("script", study.script), given.get("learning_rates", study.learning_rates) or (None,)
         changes = study.fixed | {name: value for name, value in given.items() if name not in RESERVED}
         if options.epochs and study.x != "seconds":  # there the epochs are what varies
-            changes |= dict.fromkeys(EPOCHS.get(script, ("epochs",)), options.epochs)
+            changes |= dict.fromkeys(("epochs", "head_epochs") if script in WITH_HEAD else ("epochs",), options.epochs)
         if learning_rate_of(script, changes) in changes:
             rates = (None,)
         elif not options.tune:
@@ -151,7 +151,7 @@ class Comparison:
 
     def epochs(self):
         """Numbers of epochs of all variants, increasing."""
-        return sorted({job.settings["head_epochs" if job.script in EPOCHS and job.settings["training"] == "frozen"
+        return sorted({job.settings["head_epochs" if job.script in WITH_HEAD and job.settings["training"] == "frozen"
                                     else "epochs"] for job in self.final.values()})  # fmt: skip
 
     def result(self, variant, rows):

@@ -42,8 +42,7 @@ class Runner:
         settings.check_augmentation(s, image_shape)
         contents = [file_digest(vars(s)[name]) for name in ("backbone", "head") if vars(s).get(name)]
         identity = {"script": script, "settings": runs.training_settings(vars(s)), "backbone": backbone,
-                    "is_backbone": is_backbone, "files": contents, "code": self.version(script), "data": fingerprint,
-                    "packages": package_versions(script)}  # fmt: skip
+                    "is_backbone": is_backbone, "files": contents, "code": self.version(script), "data": fingerprint}
         key = data.digest_text(json.dumps(identity, sort_keys=True))
         return Job(script, vars(s), key, backbone, is_backbone)
 
@@ -68,9 +67,9 @@ class Runner:
         return {name: value for name, value in self.versions["precision"].items() if changes.get(name, "auto") == "auto"}
 
     def version(self, script):
-        """Digest of the code that a script's results depend on."""
+        """Digest of the code, and of the versions of the packages, that a script's results depend on."""
         if script not in self.versions:
-            self.versions[script] = code_digest(script)
+            self.versions[script] = data.digest_text(code_digest(script) + str(package_versions(script)))
         return self.versions[script]
 
     def dataset(self, s):

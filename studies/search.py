@@ -168,7 +168,7 @@ class Search:
         images = data.load_for(settings_of(script, self.fixed))
         self.dataset, self.images = images.name, replace(images, test=images.val)
         self.made_from = {"search space": {name: list(map(str, values)) for name, values in self.space.items()},
-                          "data": images.fingerprint(), "code": runner.version(script),
+                          "data": images.fingerprint(), "version of code or packages": runner.version(script),
                           **{name: value for name, value in self.fixed.items() if name != "data_dir"}}  # fmt: skip
 
     @contextlib.contextmanager

@@ -226,9 +226,9 @@ def mlp_help(results):
         f"Over {len(study['seeds'])} seeds, test accuracy is {percent(heads[mlp], 'test_accuracy')} with the NumPy MLP, "
         f"{percent(heads[linear], 'test_accuracy')} with the linear classifier ({difference(versus)}) and "
         f"{percent(heads[logistic], 'test_accuracy')} with logistic regression ({difference(rival)}). On the features of "
-        f"images that the CNN was not trained on, it is {comparison.LINKS[word_of(unseen)]} logistic regression "
-        f"({difference(unseen)}). Trained jointly with the same CNN, it is {comparison.LINKS[word_of(joint)]} the linear "
-        f"classifier ({difference(joint)})."
+        f"images that the CNN was not trained on, the MLP is {comparison.LINKS[word_of(unseen)]} logistic regression "
+        f"({difference(unseen)}). Trained jointly with the same CNN, the MLP is {comparison.LINKS[word_of(joint)]} the "
+        f"linear classifier ({difference(joint)})."
     )
 
 
