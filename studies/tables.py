@@ -68,8 +68,11 @@ def metrics_of(results, folder, name="metrics.json"):
 
 
 def percent(metrics, name):
-    """An accuracy, with its standard deviation over the seeds if there are several; "-" if it was not recorded."""
-    if name not in metrics:
+    """An accuracy, with its standard deviation over the seeds if there are several; "-" if it was not recorded.
+
+    And "-" for the validation accuracy of a model that was trained on the validation images.
+    """
+    if name not in metrics or (name.startswith("val_") and metrics.get("settings", {}).get("train_on_val")):
         return "-"
     std = f" ± {100 * metrics[name + '_std']:.2f}" if f"{name}_std" in metrics else ""
     return f"{100 * metrics[name]:.2f}{std} %"

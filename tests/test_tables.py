@@ -119,6 +119,13 @@ def test_the_answer_follows_from_the_tests(copy, p_linear, p_logistic, begin):
     assert tables.mlp_help(copy / "results").replace("\n", " ").startswith(begin)
 
 
+def test_validation_accuracy_is_omitted_where_the_model_was_trained_on_it():
+    metrics = {"val_accuracy": 0.987, "test_accuracy": 0.951, "settings": {"train_on_val": True}}
+    assert [tables.percent(metrics, f"{split}_accuracy") for split in ("val", "test")] == ["-", "95.10 %"]
+    metrics["settings"]["train_on_val"] = False
+    assert tables.percent(metrics, "val_accuracy") == "98.70 %"
+
+
 def test_times_rows_and_machines_in_words():
     assert [tables.duration(*seconds) for seconds in ((77.5,), (1694.9,), (68.3, 86.6), (507.2, 1081.3), (90, 90.2))] == [
         "78 s", "28 min", "68 to 87 s", "8 to 18 min", "90 s"]  # fmt: skip
