@@ -37,6 +37,7 @@ MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 # ---- which runs are in which table: edit here ----
 MLP, MLP_BEST, CNN, FROZEN, JOINT = "mlp_from_scratch", "mlp_best", "cnn_feature_extraction", "hybrid_train", "hybrid_best"
+ALL_IMAGES = "hybrid_60000"
 HEADS, REFERENCES = "studies/heads", "studies/references"
 MODELS = (  # (folder in results/, name), in README.md
     (MLP, "NumPy MLP"),
@@ -45,7 +46,9 @@ MODELS = (  # (folder in results/, name), in README.md
     (FROZEN, "CNN features + NumPy MLP (frozen backbone)"),
     (JOINT, "CNN + NumPy MLP, trained jointly"),
 )
-RUNS = (*MODELS, ("cnn_compiled", "CNN, linear classifier, with `torch.compile`"),  # in results/README.md
+RUNS = (*MODELS,  # in results/README.md
+        (ALL_IMAGES, "CNN + NumPy MLP, trained jointly on all 60,000 training images"),
+        ("cnn_compiled", "CNN, linear classifier, with `torch.compile`"),
         ("transfer_learning", "transfer_learning.py, without ImageNet's weights"))  # fmt: skip
 REFERENCE_MLPS = (  # (folder in results/references/, what is special, test accuracy in % as its project reports it)
     ("softmax_regression", "no hidden layer", 73.80),
