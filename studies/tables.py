@@ -210,8 +210,8 @@ def models(results):
     header = ["model", *(column.replace("test", "test accuracy") for column in columns), "parameters", "time per seed"]
     lower = listed([f"{places_of(places)} in {name}" for name, places in precisions.items() if name])
     caption = (f"Mean ± standard deviation over {spread(seeds, '{} seeds')}, each trained on {metrics['train_size']:,} "
-               f"images. Time is the median, on {spread(machines)}{', ' * bool(lower)}{lower}. TTA is test-time "
-               "augmentation.")  # fmt: skip
+               f"images. Time is the median, on {spread(machines)}{', ' * bool(lower)}{lower}. TTA, test-time augmentation, "
+               "adds the logits of the mirror image (flip) or of mirrored and shifted images (multi-view).")  # fmt: skip
     return table(header, rows) + "\n" + wrapped(caption)
 
 
