@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -84,6 +85,11 @@ def run_script(tmp_path):
                               capture_output=True, text=True, check=False)  # fmt: skip
 
     return run
+
+
+def heed_ctrl_c():
+    """In a new process: heed Ctrl-C, which the processes of a background shell ignore."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def command(name, *arguments):

@@ -9,7 +9,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT, SCRIPTS, command, environment, one_line, read_metrics
+from conftest import ROOT, SCRIPTS, command, environment, heed_ctrl_c, one_line, read_metrics
 from test_imports import MODULES
 
 from support import entry, runs
@@ -17,11 +17,6 @@ from support import entry, runs
 BEGINNING = "from support import entry\n\nif __name__ == \"__main__\":  # before the slow imports: Ctrl-C"
 RUNNABLE = {name for name, path in MODULES.items() if "entry.cli(" in path.read_text(encoding="utf-8")} - {"support.entry"}
 posix = pytest.mark.skipif(sys.platform == "win32", reason="needs signals and a POSIX shell")
-
-
-def heed_ctrl_c():
-    """A background shell has its children ignore SIGINT."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def started(folder, *arguments):

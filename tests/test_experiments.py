@@ -8,7 +8,7 @@ import subprocess
 import time
 
 import pytest
-from conftest import ROOT, command, environment, kill_after, succeeded
+from conftest import ROOT, command, environment, heed_ctrl_c, kill_after, succeeded
 
 import experiments
 from studies import catalog, workers
@@ -202,7 +202,8 @@ class Count:
 @pytest.mark.skipif(os.name == "nt", reason="a group of processes is sent a signal")
 def test_ctrl_c_is_one_line_and_the_same_command_continues(uninterrupted, run_script, tmp_path):
     process = subprocess.Popen(command("experiments", *SWEEP, "--jobs", 2), cwd=tmp_path, env=environment(), text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)  # fmt: skip
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+                               preexec_fn=heed_ctrl_c)  # fmt: skip
     while process.poll() is None and len(list(store(tmp_path).glob("*.json"))) < 2:
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to all processes

@@ -19,6 +19,7 @@ from conftest import (
     assert_reported,
     command,
     environment,
+    heed_ctrl_c,
     one_line,
     read_metrics,
     succeeded,
@@ -241,11 +242,6 @@ def test_ctrl_c_is_one_line_and_what_was_saved_stays(tmp_path):
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"settings.json", "cnn_history.csv", "checkpoint.safetensors"}
     assert len(history.read_text().splitlines()) > 1
-
-
-def heed_ctrl_c():
-    """A background shell has its children ignore SIGINT."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def test_the_smoke_test_on_real_images(run_script, real_folder, tmp_path):
