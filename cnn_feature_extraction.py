@@ -2,163 +2,329 @@
 
     python cnn_feature_extraction.py
 
-prints at the end, after 332 s on 2 cores of an AMD EPYC (Python 3.11.7, NumPy 2.4.6, torch 2.14.1, in bfloat16),
+prints at the end, after 332 s on 2 cores of AMD EPYC; python 3.11.7, numpy 2.4.6, torch 2.14.1 (in bfloat16),
 
     Fashion-MNIST                               validation      test
-    CNN 24-48-96-96-192                             94.65%      94.11%
-      with flip test-time augmentation (TTA)        94.83%      94.25%
+    CNN 24-48-96-96-192                             94.65%    94.11%
+      with flip test-time augmentation (TTA)        94.83%    94.25%
 """
 
-from support import entry
-
-if __name__ == "__main__":  # before the slow imports: Ctrl-C, --help and wrong flags
-    entry.prepare(__file__, "data.py", "support/runs.py")
-
 import contextlib
+import copy
+import dataclasses
 import io
+import json
 import math
-import shutil
+import os
 import sys
+import time
 from types import SimpleNamespace
+from typing import Literal
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
 
 import data
 import plots
-from numpy_nn.optimizers import lr_at
-from support import files, runs, settings, training
-from support.small_data import with_batch_size, with_suitable_batch_size
-from support.tta import tta_logits
-from torch_cnn.backbone import build, feature_map_sizes, numpy_state, save, summary, to_channels_last
-from torch_cnn.devices import Processes, generator, init_distributed, pick_device, pick_precision
-from torch_cnn.features import cached_features, classifier_logits, extract_features, predict_logits
-from torch_cnn.figures import cnn_figures
+import run
 
-# ---- settings: edit here, or override any of them on the command line (--epochs 5) ----
-# -- first to change
-EPOCHS = 24  # passes over the training set, in [1, 10000]
-CHANNELS: tuple = (24, 48, 96, 96, 192)  # output channels of each convolution, in [1, 4096]
-POOL_AFTER: tuple = (1, 2, 4)  # numbers of the convolutions, from 1, that are followed by 2 x 2 pooling; in [1, 1000]
-LEARNING_RATE = 0.2  # peak learning rate; try 0.003 with adam or adamw, 0.02 with --norm none; in (0, 1000)
-SEEDS = 1  # number of runs, with seeds from SEED on; metrics.json contains mean and standard deviation; in [1, 1000]
-# -- network
-KERNEL_SIZES: tuple = (3,)  # kernel size of each convolution, in pixels; a single one is for all; in [1, 27]
-PADDING: tuple = ()  # padding of each convolution, in pixels; a single one is for all; empty: the maps keep their size;
-                     # in [0, 27]
-POOL = "max"  # pooling; not with an empty --pool-after: {max, average}
-GLOBAL_POOL = "none"  # after the last convolution: flatten all pixels of its maps, or take each map's mean: {none, average}
-NORM = "batch"  # normalization after each convolution: {none, batch}
-ACTIVATION = "relu"  # activation function of all layers: {relu, leaky_relu, tanh, gelu, sigmoid}
-BLOCK_ORDER = "pool_norm_activation"  # what follows each convolution, in this order; the default is the fastest:
-                                      # {pool_norm_activation, norm_activation_pool, activation_norm_pool}
-FC: tuple = ()  # neurons of fully connected layers before the classifier; the last one gives the features;
-                # in [1, 100000]
-FC_NORM = False  # layer normalization in the fully connected layers; only with --fc
-INIT = "he"  # initialization of the weights, except the classifier's: {he, xavier, random}
-INIT_SCALE = 0.05  # standard deviation of the weights; only with --init random; in (0, 100]
-# -- optimization
-OPTIMIZER = "nesterov"  # update rule; nesterov is SGD with Nesterov momentum: {nesterov, adam, adamw}
-BATCH_SIZE = 256  # images per step, in [1, 1000000]
-MOMENTUM = 0.9  # decay of the velocity; only with --optimizer nesterov; in (0, 1)
-SCHEDULE = "linear"  # learning rate after the warm-up: {constant, step, exponential, cosine, linear}
-WARMUP = 0.2  # fraction of the training in which the learning rate rises linearly to its peak, in (0, 1)
-EMA_DECAY = 0.995  # decay of the moving average of the weights, which is evaluated and saved, in [0, 1)
-# -- regularization
-WEIGHT_DECAY = 0.0005  # L2 penalty added to the gradient; decoupled with adamw; in [0, 1000)
-DROPOUT = 0.0  # dropout probability after each convolution, in [0, 1)
-FC_DROPOUT = 0.0  # dropout probability in the fully connected layers; only with --fc; in [0, 1)
-LABEL_SMOOTHING = 0.1  # fraction of each label that is spread over all classes, in [0, 1)
-# -- augmentation
-FLIP = True  # mirror each training image with probability 0.5; redrawn in every epoch
-SHIFT = 1  # random shift of training images, in pixels; redrawn in every epoch; in [0, 1023]
-ERASE = 0  # side of a square of noise in half of the training images, in pixels; redrawn in every epoch; in [0, 1024]
-TTA = "flip"  # test-time augmentation: add the logits of the mirrored image; shifts: also of images shifted by one pixel,
-              # the views that are best on validation; only with --flip: {none, flip, shifts, 6_views, 10_views, 18_views}
-# -- run
-RECIPE = "default"  # plain is a small baseline, three convolutions and Adam, nothing else: {default, plain}
-SEED = 0  # seed of initialization, batch order and augmentation, in [0, 2147483647]
-DEVICE = "auto"  # where to train; auto is the first that is available: {auto, cuda, mps, cpu}
-PRECISION = "auto"  # of the convolutions in training; auto is the faster one on this machine: {auto, float32, bfloat16}
-COMPILE = False  # use torch.compile; needs a C++ compiler; slower on two CPU cores
-RESUME = ""  # folder of an interrupted run to continue with its own settings; bit for bit on a CPU with as many threads
-QUICK = False  # smoke test: at most 4 epochs in batches of at most 64, on a subset; numbers are not representative
-# ----
+Order = Literal["pool_norm_activation", "norm_activation_pool", "activation_norm_pool"]
 
-# {recipe: the settings that it changes}, other than those given on the command line
-RECIPES = {"plain": {"epochs": 5, "channels": (16, 32, 64), "pool_after": (1, 2, 3), "norm": "none", "optimizer": "adam",
-                     "learning_rate": 0.003, "schedule": "cosine", "warmup": 0.1, "ema_decay": 0.0, "weight_decay": 0.0,
-                     "label_smoothing": 0.0, "batch_size": 128, "flip": False, "shift": 0, "tta": "none"}}  # fmt: skip
+# Edit here, or use flags: EPOCHS is --epochs. The first ten are the ones to change first.
+EPOCHS: int = 24  # passes over the training set
+CHANNELS: tuple[int, ...] = (24, 48, 96, 96, 192)  # output channels of each convolution
+POOL_AFTER: tuple[int, ...] = (1, 2, 4)  # numbers, from 1, of the convolutions followed by 2 x 2 pooling
+LEARNING_RATE: float = 0.2  # peak learning rate; try 0.003 with adam or adamw, 0.02 without norm
+BATCH_SIZE: int = 256  # images per step
+OPTIMIZER: Literal["nesterov", "adam", "adamw"] = "nesterov"  # SGD with Nesterov momentum, or Adam
+WEIGHT_DECAY: float = 0.0005  # L2 penalty on all parameters, added to the gradient; decoupled with adamw
+FLIP: bool = True  # mirror each training image with probability 0.5
+SHIFT: int = 1  # random shift of training images, in pixels
+ERASE: int = 0  # side of a square of noise in half of the training images, in pixels
+TTA: Literal["none", "flip", "shifts", "6_views", "10_views", "18_views"] = "flip"  # test-time augmentation
+KERNEL_SIZES: tuple[int, ...] = (3,)  # kernel size of each convolution; a single one is for all
+PADDING: tuple[int, ...] = ()  # padding of each convolution; empty: the maps keep their size
+POOL: Literal["max", "average"] = "max"  # kind of pooling
+GLOBAL_POOL: Literal["none", "average"] = "none"  # flatten the last maps, or take the mean of each
+NORM: Literal["none", "batch"] = "batch"  # normalization after each convolution
+ACTIVATION: Literal["relu", "leaky_relu", "tanh", "gelu", "sigmoid"] = "relu"  # of all layers
+BLOCK_ORDER: Order = "pool_norm_activation"  # what follows each convolution; the first is the fastest
+FC: tuple[int, ...] = ()  # neurons of fully connected layers before the classifier
+FC_NORM: bool = False  # layer normalization in the fully connected layers
+INIT: Literal["he", "xavier", "random"] = "he"  # initialization of the weights, except the classifier's
+INIT_SCALE: float = 0.05  # standard deviation of the weights with INIT = "random"
+MOMENTUM: float = 0.9  # decay of the velocity of nesterov
+SCHEDULE: Literal["constant", "step", "exponential", "cosine", "linear"] = "linear"  # after the warm-up
+WARMUP: float = 0.2  # fraction of the training in which the learning rate rises to its peak
+EMA_DECAY: float = 0.995  # decay of the moving average of the weights, which is evaluated
+LABEL_SMOOTHING: float = 0.1  # fraction of each label that is spread over all classes
+DROPOUT: float = 0.0  # dropout probability after each convolution
+FC_DROPOUT: float = 0.0  # dropout probability in the fully connected layers
+DEVICE: Literal["auto", "cuda", "mps", "cpu"] = "auto"  # where to train; auto: the first available
+PRECISION: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 where there are instructions
+COMPILE: bool = False  # use torch.compile; needs a C++ compiler; slower on two CPU cores
+
+FRACTION = (0, 0.999)
+LIMITS = {
+    **dict.fromkeys(("EPOCHS", "CHANNELS", "POOL_AFTER", "BATCH_SIZE", "FC"), (1, 10**6)),
+    **dict.fromkeys(("LEARNING_RATE", "INIT_SCALE"), (1e-12, 1000)),
+    **dict.fromkeys(("WEIGHT_DECAY", "SHIFT", "ERASE", "PADDING"), (0, 1000)),
+    **dict.fromkeys(("MOMENTUM", "DROPOUT", "FC_DROPOUT", "LABEL_SMOOTHING"), FRACTION),
+    "KERNEL_SIZES": (1, 99),
+    "WARMUP": (0.001, 0.999),
+    "EMA_DECAY": (0, 0.9999999),
+}
+
+ACTIVATIONS = {
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "tanh": nn.Tanh,
+    "gelu": nn.GELU,
+    "sigmoid": nn.Sigmoid,
+}
+POOLS = {"max": nn.MaxPool2d, "average": nn.AvgPool2d}
+INITS = {  # (weight, standard deviation, generator): He et al. 2015, Glorot and Bengio 2010, or plain
+    "he": lambda weight, std, rng: nn.init.kaiming_normal_(weight, nonlinearity="relu", generator=rng),
+    "xavier": lambda weight, std, rng: nn.init.xavier_normal_(weight, generator=rng),
+    "random": lambda weight, std, rng: nn.init.normal_(weight, std=std, generator=rng),
+}
+# The settings that define the network
+ARCHITECTURE = ("channels", "kernel_sizes", "padding", "pool_after", "pool", "global_pool", "norm")
+ARCHITECTURE += ("activation", "block_order", "dropout", "fc", "fc_norm", "fc_dropout", "init", "init_scale")
 
 
-def augment(x, flip, shift, generator, erase=0):
-    """A randomly changed copy of x (N, 1, 28, 28), as data.augment makes it, but on the device and for tensors."""
+class CNN(nn.Module):
+    """Convolutions with pooling, batch normalization, activation and dropout, then fully connected layers.
+
+    By default, pooling comes before normalization and activation, which then process a quarter of the pixels.
+    Input: (N, 1, *image_shape) in [0, 1]; `mean` and `std` of the training pixels are part of the model. s:
+    settings, as ARCHITECTURE names them. `backbone` gives the features: the flattened maps of the last
+    convolution (or their means, with global_pool "average"), or the output of the last layer of `fc`;
+    `classifier` is the last linear layer. Raises run.Error for impossible settings.
+    """
+
+    def __init__(self, s, num_classes=10, mean=0.0, std=1.0, rng=None, image_shape=(28, 28)):
+        super().__init__()
+        self.name = f"CNN {'-'.join(map(str, (*s.channels, *s.fc)))}"
+        self.input_shape = (1, *image_shape)
+        self.compute = {}  # {"device": ..., "precision": ...} of its training
+        self.register_buffer("mean", torch.tensor(mean))
+        self.register_buffer("std", torch.tensor(std))
+        activation_first = s.block_order.startswith("activation")
+        bias = s.norm == "none" or activation_first  # batch norm right after a convolution would cancel it
+        kernels = s.kernel_sizes * (len(s.channels) if len(s.kernel_sizes) == 1 else 1)
+        paddings = s.padding * (len(s.channels) if len(s.padding) == 1 else 1) or [k // 2 for k in kernels]
+        layers, n_in = [], 1
+        for number, (n_out, *shape) in enumerate(zip(s.channels, kernels, paddings, strict=True), 1):
+            layers.append(nn.Conv2d(n_in, n_out, shape[0], padding=shape[1], bias=bias))
+            initialize(layers[-1], s.init, s.init_scale, rng)
+            block = {
+                "pool": [POOLS[s.pool](2)] if number in s.pool_after else [],
+                "norm": [nn.BatchNorm2d(n_out)] if s.norm == "batch" else [],
+                "activation": [ACTIVATIONS[s.activation]()],
+            }
+            layers += [layer for name in s.block_order.split("_") for layer in block[name]]
+            layers += [nn.Dropout(s.dropout)] if s.dropout else []
+            n_in = n_out
+        layers += [nn.AdaptiveAvgPool2d(1)] if s.global_pool == "average" else []
+        layers.append(nn.Flatten())
+        n_in = num_features(layers, self.input_shape)
+        for n_out in s.fc:
+            layers.append(nn.Linear(n_in, n_out))
+            initialize(layers[-1], s.init, s.init_scale, rng)
+            block = [nn.LayerNorm(n_out)] if s.fc_norm else []
+            block.insert(0 if activation_first else len(block), ACTIVATIONS[s.activation]())
+            layers += block
+            layers += [nn.Dropout(s.fc_dropout)] if s.fc_dropout else []
+            n_in = n_out
+        self.backbone = nn.Sequential(*layers)  # (N, 1, height, width) -> (N, features)
+        self.classifier = nn.Linear(n_in, num_classes)
+        initialize(self.classifier, "random", n_in**-0.5, rng)
+
+    def features(self, x):
+        return self.backbone((x - self.mean) / self.std)
+
+    def forward(self, x):
+        return self.classifier(self.features(x))
+
+
+def initialize(layer, init, std, rng):
+    """Draw the weights of a convolution or linear layer; its bias starts at 0."""
+    INITS[init](layer.weight, std, rng)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
+@torch.no_grad()
+def num_features(layers, input_shape):
+    """Number of outputs of the layers for one image. Raises run.Error for an impossible stack of layers."""
+    try:
+        return nn.Sequential(*layers).eval()(torch.zeros(1, *input_shape)).shape[1]
+    except RuntimeError as error:
+        raise run.Error(f"--channels, --pool-after, --padding: do not fit the images ({error})") from None
+
+
+def cut_after(model, number):
+    """A copy of the model whose features are the output of the block of convolution `number`; 0: of the last
+    layer."""
+    model, kinds = copy.deepcopy(model), (nn.Conv2d, nn.AdaptiveAvgPool2d, nn.Flatten)
+    layers = list(model.backbone)
+    ends = [place for place, layer in enumerate(layers) if isinstance(layer, kinds)]
+    if number:
+        model.backbone = nn.Sequential(*layers[: ends[number]], nn.Flatten())
+    return model
+
+
+def augment(x, flip, shift, erase, rng):
+    """A randomly changed copy of the tensor x (N, 1, H, W), as data.augment makes it of arrays."""
     n, _, height, width = x.shape
+    device = {"generator": rng, "device": x.device}
     if flip:
-        mirrored = torch.rand(n, 1, 1, 1, generator=generator, device=x.device) < 0.5
-        x = torch.where(mirrored, x.flip(3), x)
+        x = torch.where(torch.rand(n, 1, 1, 1, **device) < 0.5, x.flip(3), x)
     if shift:
         x = F.pad(x, 4 * (shift,))
-        down, right = torch.randint(2 * shift + 1, (2, n, 1, 1), generator=generator, device=x.device)
+        down, right = torch.randint(2 * shift + 1, (2, n, 1, 1), **device)
         image = torch.arange(n, device=x.device)[:, None, None]
-        rows = torch.arange(height, device=x.device)[:, None] + down  # (N, 28, 1)
-        columns = torch.arange(width, device=x.device) + right  # (N, 1, 28)
-        x = x[image, 0, rows, columns][:, None]  # -> (N, 1, 28, 28)
+        rows = torch.arange(height, device=x.device)[:, None] + down  # (N, H, 1)
+        columns = torch.arange(width, device=x.device) + right  # (N, 1, W)
+        x = x[image, 0, rows, columns][:, None]  # -> (N, 1, H, W)
     if erase:
-        top = torch.randint(height - erase + 1, (n, 1, 1, 1), generator=generator, device=x.device)
-        left = torch.randint(width - erase + 1, (n, 1, 1, 1), generator=generator, device=x.device)
+        top = torch.randint(height - erase + 1, (n, 1, 1, 1), **device)
+        left = torch.randint(width - erase + 1, (n, 1, 1, 1), **device)
         row, column = torch.arange(height, device=x.device)[:, None], torch.arange(width, device=x.device)
         inside = (row >= top) & (row < top + erase) & (column >= left) & (column < left + erase)
-        inside &= torch.rand(n, 1, 1, 1, generator=generator, device=x.device) < 0.5
-        x = torch.where(inside, torch.rand(x.shape, generator=generator, device=x.device), x)
+        inside &= torch.rand(n, 1, 1, 1, **device) < 0.5
+        x = torch.where(inside, torch.rand(x.shape, **device), x)
     return x
 
 
+def lr_at(progress, s):
+    """The learning rate at `progress`, from 0 to 1, as in mlp_from_scratch.py, from 5 % of its peak on."""
+    if progress < s.warmup:
+        return s.learning_rate * (0.05 + 0.95 * progress / s.warmup)
+    done = (progress - s.warmup) / (1 - s.warmup)
+    factors = {"linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2, "exponential": 0.01**done}
+    factors["step"] = 1 if done < 0.5 else 0.1 if done < 0.75 else 0.01
+    return s.learning_rate * factors.get(s.schedule, 1)
+
+
 def make_optimizer(parameters, s):
-    """The optimizer of the settings `s`. parameters: tensors, or groups with their own learning rates (torch.optim)."""
     if s.optimizer == "nesterov":
-        return torch.optim.SGD(parameters, s.learning_rate, s.momentum, weight_decay=s.weight_decay, nesterov=True)
+        options = {"momentum": s.momentum, "weight_decay": s.weight_decay, "nesterov": True}
+        return torch.optim.SGD(parameters, s.learning_rate, **options)
     optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[s.optimizer]
     return optimizer(parameters, s.learning_rate, weight_decay=s.weight_decay)
 
 
-class Trainer(training.Trainer):
-    """Trains `model`, on its device, with the settings `s` of this script; holds all that changes during training.
+def generator(device, seed, *purpose):
+    """A torch.Generator on the device; other whole numbers as its purpose give an independent one."""
+    state = np.random.SeedSequence(seed, spawn_key=purpose).generate_state(1)
+    return torch.Generator(device).manual_seed(int(state[0]))
 
-    On a CPU a resumed training is bit for bit one never interrupted, since the random numbers of an epoch depend on the
-    seed and the epoch's number alone. dtype: precision of the convolutions. head: the model's classifier if it is a module
-    that updates itself in a method `step`, as hybrid_train.NumpyHead does. parameters: for make_optimizer, by default all
-    others. Under torchrun, each process takes a part of every batch and batch normalization uses its part's statistics.
+
+def pick_device(name):
+    """The torch.device "cuda", "mps" or "cpu"; "auto" is the first that is available. Raises run.Error.
+
+    Under torchrun, each process of a machine uses its own GPU.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    name = next(device for device in available if available[device]) if name == "auto" else name
+    if not available[name]:
+        raise run.Error(f"--device {name}: not available on this machine or in this PyTorch; use auto or cpu")
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    return torch.device(name)
+
+
+def pick_precision(name, device):
+    """torch.float32 or torch.bfloat16; "auto" is bfloat16 where the processor or GPU has instructions for it.
+
+    Without them it is emulated and several times slower (pytorch issues 118499, 146508).
+    """
+    if name != "auto":
+        return getattr(torch, name)
+    if device.type == "cuda":
+        has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
+        has = torch.cpu.get_capabilities()
+        has_bfloat16 = any(has.get(name) for name in ("avx512_bf16", "amx_bf16", "avx10_1", "bf16"))
+    else:
+        has_bfloat16 = False
+    return torch.bfloat16 if has_bfloat16 else torch.float32
+
+
+class Processes:
+    """The processes of torchrun, which train together, each on a part of every batch; else this one."""
+
+    def __init__(self):
+        self.rank, self.world_size = 0, 1
+        if {"RANK", "WORLD_SIZE"} <= os.environ.keys():
+            if not dist.is_initialized():
+                dist.init_process_group()  # gloo between CPUs, NCCL between GPUs
+            self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+
+    def wrap(self, model):
+        """The model as a training step calls it: the processes' gradients are averaged."""
+        return DistributedDataParallel(model) if self.world_size > 1 else model
+
+    def shard(self, batch):
+        """(this process's part of a batch of indices, the factor by which its loss counts)."""
+        shard = batch[self.rank :: self.world_size]
+        return shard, len(shard) * self.world_size / len(batch)
+
+    def sum(self, *tensors):
+        for tensor in tensors if self.world_size > 1 else ():
+            dist.all_reduce(tensor)
+
+
+def to_channels_last(x):
+    """x in channels-last memory format, which is faster with oneDNN and cuDNN, but not with Metal."""
+    return x if x.device.type == "mps" else x.contiguous(memory_format=torch.channels_last)
+
+
+class Trainer:
+    """All that changes while a CNN is trained with the settings s, so that it can be saved and resumed.
+
+    head: a classifier that updates itself in a method `step`, as hybrid_train.NumpyHead does.
     """
 
-    def __init__(self, model, s, num_images, dtype=torch.float32, head=None, parameters=None):
-        super().__init__(s, math.ceil(num_images / s.batch_size))
-        self.model, self.dtype, self.head, self.processes = model, dtype, head, Processes()
+    def __init__(self, images, s, model=None, head=None):
+        self.s, self.head, self.processes, self.device = s, head, Processes(), pick_device(s.device)
+        if model is None:
+            pixels = data.mean_std(images.train.X)
+            model = CNN(s, len(images.classes), *pixels, generator("cpu", s.seed), images.image_shape)
+        if head:
+            model.classifier = head
+        layout = torch.preserve_format if self.device.type == "mps" else torch.channels_last
+        self.model = model.to(self.device, memory_format=layout)
+        self.precision = pick_precision(s.precision, self.device)
         self.network = torch.compile(model) if s.compile else self.processes.wrap(model)
         self.ema_model = AveragedModel(model, multi_avg_fn=self.update_ema, use_buffers=True)
-        self.optimizer = make_optimizer(parameters or (model.backbone if head else model).parameters(), s)
-        self.lr_factors = [group["lr"] / s.learning_rate for group in self.optimizer.param_groups]
-        self.no_progress = True if self.processes.rank else None
-        self.steps = 0  # done so far
+        self.optimizer = make_optimizer((model.backbone if head else model).parameters(), s)
+        self.steps, self.history, self.step_losses = 0, {}, []
 
     def update_ema(self, averages, values, _):
-        decay = min(self.s.ema_decay, self.steps / (9 + self.steps))  # smaller at the start: the first weights are poor
+        decay = min(self.s.ema_decay, self.steps / (9 + self.steps))  # smaller at first: poor weights
         get_ema_multi_avg_fn(decay)(averages, values, _)
 
     def train_step(self, x, y, lr, loss_scale=1.0):
-        """One step on images x (n, 1, 28, 28), y (n,): (loss, number of correct predictions), tensors.
+        """One step on images x (n, 1, H, W), y (n,): (loss, number of correct predictions), tensors.
 
         loss_scale: size of this process's part of the batch relative to the others'.
         """
-        with torch.autocast(y.device.type, torch.bfloat16, enabled=self.dtype is torch.bfloat16):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision is torch.bfloat16):
             logits = self.network(x)  # forward
             loss = F.cross_entropy(logits, y, label_smoothing=self.s.label_smoothing) * loss_scale  # loss
         self.optimizer.zero_grad()
         loss.backward()  # backward
-        for group, factor in zip(self.optimizer.param_groups, self.lr_factors, strict=True):
-            group["lr"] = lr * factor  # adjust
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
         self.optimizer.step()  # step
         if self.head:
             self.head.step(lr / self.s.learning_rate)
@@ -166,235 +332,324 @@ class Trainer(training.Trainer):
         self.ema_model.update_parameters(self.model)
         return loss.detach(), (logits.argmax(1) == y).sum()
 
-    def batches(self, n, epoch, device):
-        """The epoch's batches: tensors of indices into n images. A last batch too small for batch norm is left out."""
-        order = torch.randperm(n, generator=generator(device, self.s.seed, epoch), device=device)
+    def batches(self, n, epoch):
+        """The epoch's batches of indices into n images, without one that is too small for batch norm."""
+        order = torch.randperm(n, generator=generator(self.device, self.s.seed, epoch), device=self.device)
         batches = order.split(self.s.batch_size)
         smallest = self.processes.world_size * (2 if self.s.norm == "batch" else 1)
         return batches[:-1] if len(batches[-1]) < smallest and len(batches) > 1 else batches
 
-    def train_epoch(self, X, y, on_step=lambda loss: None):
-        """One epoch on X (N, 1, 28, 28), y (N,): (mean loss, accuracy, last learning rate).
-
-        The means are over the augmented batches while the weights change, with label smoothing.
-        """
-        s, processes, epoch, device = self.s, self.processes, len(self.history["epoch"]), y.device
-        augment_rng = generator(device, s.seed, epoch, processes.rank + 1)
-        torch.manual_seed(generator("cpu", s.seed, epoch, processes.rank + 1, 1).initial_seed())  # for nn.Dropout
-        batches = self.batches(len(y), epoch, device)
-        self.model.train()
-        loss_sum, num_correct = torch.zeros(2, device=device)
-        for step, batch in enumerate(batches, epoch * self.steps_per_epoch):
-            lr = lr_at(step / (s.epochs * self.steps_per_epoch), s.learning_rate, s.schedule, s.warmup, start=0.05)
-            shard, loss_scale = processes.shard(batch)
-            x = to_channels_last(augment(X[shard], s.flip, s.shift, augment_rng, s.erase))
-            loss, correct = self.train_step(x, y[shard], lr, loss_scale)
-            loss_sum += loss * len(batch) / processes.world_size
-            num_correct += correct
-            on_step(loss)
-        processes.sum_over_processes(loss_sum, num_correct)
-        num_images = sum(map(len, batches))
-        return float(loss_sum) / num_images, float(num_correct) / num_images, lr
-
     def evaluate(self, X, y):
-        """(loss, accuracy) on X (N, 1, 28, 28), y (N,) in eval mode, by the moving average of the weights."""
-        model = self.ema_model.module
-        logits = classifier_logits(model, extract_features(model, X, self.dtype))
+        """(loss, accuracy) on X (N, 1, H, W), y (N,) in eval mode, by the moving average of the weights."""
+        logits = logits_of(self.ema_model.module, X, self.precision)
         return F.cross_entropy(logits, y).item(), (logits.argmax(1) == y).sum().item() / len(y)
 
-    def divergence_message(self, row, X):
-        flags = "--learning-rate or --joint-learning-rate" if self.head else "--learning-rate"
-        return (f"the loss became {row['train_loss'] + row['val_loss']:g} in epoch {row['epoch']}, at learning rate "
-                f"{row['learning_rate']:g}: lower {flags}")  # fmt: skip
-
     def state_dict(self):
-        """({name: NumPy array}, metadata): all that a new Trainer needs to continue."""
-        tensors = numpy_state(self.model, "model.") | numpy_state(self.ema_model, "ema_model.")
+        """({name: NumPy array}, numbers): all that a new Trainer needs to continue; on a CPU, bit for bit."""
+        arrays = numpy_state(self.model, "model.") | numpy_state(self.ema_model, "ema_model.")
         for number, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{number}.{name}": value.cpu().contiguous().numpy()
-                        for name, value in state.items() if torch.is_tensor(value)}  # fmt: skip
+            for name, value in state.items():
+                arrays[f"optimizer.{number}.{name}"] = value.cpu().contiguous().numpy()
         if self.head:
-            tensors |= {f"head.{name}": array for name, array in self.head.optimizer_state_dict().items()}
-        return tensors, {"epoch": len(self.history["epoch"]), "steps": self.steps, "history": self.history,
-                         "step_losses": self.step_losses,
-                         "world_size": self.processes.world_size, "precision": dtype_name(self.dtype)}  # fmt: skip
+            arrays |= {f"head.{name}": array for name, array in self.head.optimizer_state().items()}
+        return arrays, {"history": self.history, "steps": self.steps, "step_losses": self.step_losses}
 
-    def load_state_dict(self, tensors, metadata):
-        """Continue from what `state_dict` has returned. Raises one of files.DAMAGED where that does not fit."""
-        self.load_history(metadata["history"], metadata["step_losses"])
-        tensors = {prefix: {name.removeprefix(f"{prefix}."): torch.from_numpy(array)
-                            for name, array in tensors.items() if name.startswith(f"{prefix}.")}
-                   for prefix in ("model", "ema_model", "optimizer", "head")}  # fmt: skip
-        if metadata["world_size"] != self.processes.world_size:
-            raise ValueError(f"of a training with {metadata['world_size']} processes, not {self.processes.world_size}")
-        self.model.load_state_dict(tensors["model"])
-        self.ema_model.load_state_dict(tensors["ema_model"])
+    def load_state_dict(self, arrays, numbers):
+        """Continue from what `state_dict` has returned."""
+        parts = {"model": {}, "ema_model": {}, "optimizer": {}, "head": {}}
+        for name, array in arrays.items():
+            part, _, name = name.partition(".")
+            parts[part][name] = torch.from_numpy(array)
+        self.model.load_state_dict(parts["model"])
+        self.ema_model.load_state_dict(parts["ema_model"])
         parameters, state = [p for group in self.optimizer.param_groups for p in group["params"]], {}
-        for name, value in tensors["optimizer"].items():
-            number, name = name.split(".", 1)
-            like = parameters[int(number)]
-            if name != "step":  # in the same memory format, so that the same instructions process it
-                if value.shape != like.shape:
-                    raise ValueError(f"optimizer.{number}.{name} has shape {tuple(value.shape)}, not {tuple(like.shape)}")
-                value = torch.empty_like(like, requires_grad=False).copy_(value)
+        for name, value in parts["optimizer"].items():
+            number, _, name = name.partition(".")
+            if name != "step":  # in the parameter's memory format, so that the same instructions process it
+                value = torch.empty_like(parameters[int(number)], requires_grad=False).copy_(value)
             state.setdefault(int(number), {})[name] = value
-        names = {"momentum_buffer"} if self.s.optimizer == "nesterov" else {"step", "exp_avg", "exp_avg_sq"}
-        if self.history["epoch"] and [values.keys() for values in state.values()] != [names] * len(parameters):
-            raise ValueError("the optimizer's state is missing")
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
         if self.head:
-            self.head.load_optimizer_state_dict(tensors["head"])
-        epochs, self.steps = len(self.history["epoch"]), int(self.ema_model.n_averaged)
-        if not epochs * (self.steps_per_epoch - 1) <= self.steps <= epochs * self.steps_per_epoch:  # one may be left out
-            raise ValueError(f"{self.steps} steps in {epochs} epochs")
-        if self.head and self.head.optimizer.t != self.steps:
-            raise ValueError(f"{self.steps} steps of the CNN, {self.head.optimizer.t} of the MLP")
-        self.dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[metadata["precision"]]
+            self.head.load_optimizer_state(parts["head"])
+        for name in ("history", "steps", "step_losses"):
+            setattr(self, name, numbers[name])
 
 
-def dtype_name(dtype):
-    return str(dtype).removeprefix("torch.")
+def train(images, s, folder=None, model=None, head=None, on_epoch=lambda history: False, file="history.csv"):
+    """A CNN trained on images.train with the settings s: (the moving average of its weights, history).
 
-
-def make_trainer(images, s, model=None, head=None, parameters=None):
-    """The Trainer of `model` or a new CNN, on the device of `s`; others as for Trainer. Raises settings.SettingError."""
-    device = pick_device(s.device)
-    mean, std = data.mean_std(images.train.X)
-    model = model or build(s, len(images.classes), mean, std, generator("cpu", s.seed), images.image_shape)
-    if head:
-        model.classifier = head
-    model = model.to(device)
-    if device.type != "mps":
-        model = model.to(memory_format=torch.channels_last)
-    precision = Processes().same_everywhere(pick_precision(s.precision, model, device))
-    return Trainer(model, s, len(images.train.y), precision, head, parameters)
-
-
-def train(images, s, run, history_name="history.csv", model=None, head=None, trainer=None):
-    """Train a CNN on images.train: (its moving average, history {column: [...]}). model, head: as for make_trainer.
-
-    trainer: the one to use. With s.resume it continues from the checkpoint there. Raises settings.SettingError, and
-    files.FileError where a GPU's memory is too small or the checkpoint does not fit.
+    model: the one to train, by default a new one; head: as for Trainer. train_loss and train_accuracy are
+    means over the epoch's augmented batches, train_eval_* those of 5,000 training images in eval mode. With a
+    run.RunFolder, each epoch is logged in `file`, a checkpoint is written, and a training of s.resume
+    continues. on_epoch(history) is called after each epoch; if it returns true, the training ends. Under
+    torchrun all processes call this. Raises run.Diverged.
     """
-    trainer = trainer or make_trainer(images, s, model, head)
-    split = data.digest(images.train.indices, images.train.y)
-    if s.resume:
-        runs.load_checkpoint(trainer, s, split)
-        run.resume(trainer.history, history_name)
-    run.save_checkpoint(trainer, split)  # before the first epoch, since it records the precision that "auto" chose
-    model, device = trainer.model, trainer.model.mean.device
-    compute = {"device": device.type, "precision": dtype_name(trainer.dtype)}
-    print(summary(model))
-    num_parameters = sum(p.numel() for p in model.parameters())  # in joint training, without the NumPy MLP's
-    print(f"{model.name}: {num_parameters:,} parameters, on {compute['device']} in {compute['precision']}")
-    try:
-        arrays = images.train.X[:, None], images.train.y, images.val.X[:, None], images.val.y
-        tensors = [torch.from_numpy(array).to(device) for array in arrays]
-        trainer.fit(*tensors, lambda row: run.log(row, history_name), lambda: run.save_checkpoint(trainer, split))
-        run.save(trainer.step_log(plots.run_title(model.name, images.name, s.seed)))
-    except torch.cuda.OutOfMemoryError:
-        remedy = f"--batch-size {s.batch_size // 2}" if s.batch_size > 1 else "--device cpu"
-        raise files.FileError(f"the GPU's memory is too small for --batch-size {s.batch_size}: try {remedy}") from None
-    trainer.ema_model.module.compute = compute
+    trainer = Trainer(images, s, model, head)
+    model, processes, device = trainer.model, trainer.processes, trainer.device
+    if s.resume and (checkpoint := folder.load_checkpoint()):
+        trainer.load_state_dict(*checkpoint)
+    model.compute = {"device": device.type, "precision": str(trainer.precision).removeprefix("torch.")}
+    trainer.ema_model.module.compute = model.compute
+    X, y = as_tensor(model, images.train.X), torch.from_numpy(images.train.y).to(device)
+    X_val, y_val = as_tensor(model, images.val.X), torch.from_numpy(images.val.y).to(device)
+    steps = math.ceil(len(y) / s.batch_size)
+    quiet = None if folder and processes.rank == 0 else True
+    first = len(trainer.history.get("epoch", ()))
+    bar = tqdm(total=s.epochs * steps, initial=first * steps, disable=quiet, leave=False)
+    for epoch in range(first, s.epochs):
+        start, (loss_sum, num_correct) = time.perf_counter(), torch.zeros(2, device=device)
+        rng = generator(device, s.seed, epoch, processes.rank + 1)
+        dropout_rng = generator("cpu", s.seed, epoch, processes.rank + 1, 1)
+        torch.manual_seed(dropout_rng.initial_seed())
+        batches, losses = trainer.batches(len(y), epoch), []
+        model.train()
+        for step, batch in enumerate(batches, epoch * steps):
+            lr = lr_at(step / (s.epochs * steps), s)
+            shard, loss_scale = processes.shard(batch)
+            x = to_channels_last(augment(X[shard], s.flip, s.shift, s.erase, rng))
+            loss, correct = trainer.train_step(x, y[shard], lr, loss_scale)
+            loss_sum += loss * len(batch) / processes.world_size
+            num_correct += correct
+            losses.append(loss)
+            bar.update()
+        processes.sum(loss_sum, num_correct)
+        num_images = sum(map(len, batches))
+        row = {"epoch": epoch + 1, "train_loss": loss_sum.item() / num_images}
+        row["train_accuracy"] = num_correct.item() / num_images
+        row["train_eval_loss"], row["train_eval_accuracy"] = trainer.evaluate(X[:5000], y[:5000])
+        row["val_loss"], row["val_accuracy"] = trainer.evaluate(X_val, y_val)
+        row |= {"learning_rate": lr, "seconds": time.perf_counter() - start}
+        losses = torch.stack(losses).tolist()
+        if folder and s.log_steps:
+            trainer.step_losses += losses
+            folder.log_steps(trainer.step_losses)
+        if not math.isfinite(row["train_loss"] + row["val_loss"]):
+            number = next((i for i, loss in enumerate(losses, 1) if not math.isfinite(loss)), len(losses))
+            where = f"in step {epoch * steps + number} (epoch {epoch + 1})"
+            raise run.Diverged(f"the loss became {losses[number - 1]} {where}: lower --learning-rate")
+        for column, value in row.items():
+            trainer.history.setdefault(column, []).append(value)
+        if folder:
+            folder.log(trainer.history, file)
+            folder.save_checkpoint(*trainer.state_dict())
+        if on_epoch(trainer.history):
+            break
+    bar.close()
     return trainer.ema_model.module, trainer.history
 
 
-def check_settings(s, image_shape=None):
-    """Raise settings.SettingError for a network that is impossible, for images of this shape if known, or no such device."""
-    image_shape = image_shape or data.known_shape(s)
-    for name, fewest in (("kernel_sizes", 1), ("padding", 0)):
-        if len(values := getattr(s, name)) not in (fewest, 1, len(s.channels)):
-            raise settings.SettingError(f"{settings.flag(name)}: {len(values)} for {len(s.channels)} convolutions; give one "
-                                        f"for each{', or one for all' if fewest else ', one for all, or none'}")  # fmt: skip
+@torch.no_grad()
+def features_of(model, X, precision=torch.float32):
+    """Features (N, F), float32, of X (N, 1, H, W), in order, on its device, in eval mode."""
+    model.eval()
+    with torch.autocast(X.device.type, torch.bfloat16, enabled=precision is torch.bfloat16):
+        batches = X.split(getattr(model, "chunk_size", 500))
+        return torch.cat([model.features(to_channels_last(x)).float() for x in batches])
+
+
+@torch.no_grad()
+def logits_of(model, X, precision=torch.float32):
+    """Logits (N, classes), float32, of X (N, 1, H, W) on its device, in eval mode."""
+    return model.classifier(features_of(model, X, precision)).float()
+
+
+@torch.no_grad()
+def classify(model, features):
+    """Logits {"val": (N, classes), "test": ...}, arrays, of a Dataset of features by the model's
+    classifier."""
+    X = {split: torch.from_numpy(getattr(features, split).X) for split in ("val", "test")}
+    device = model.mean.device
+    return {split: model.classifier(x.to(device)).float().cpu().numpy() for split, x in X.items()}
+
+
+def as_tensor(model, X):
+    """Images X (N, H, W), an array, as a tensor (N, 1, H, W) on the model's device."""
+    return torch.from_numpy(np.ascontiguousarray(X))[:, None].to(model.mean.device)
+
+
+def predict_logits(model, X):
+    """Logits (N, classes), an array, of images X (N, H, W), an array."""
+    return logits_of(model, as_tensor(model, X)).cpu().numpy()
+
+
+def extract_features(model, images, cache=None):
+    """The data.Dataset `images` with the model's features (N, F) as X, in order, extracted in eval mode.
+
+    cache: file in which they are kept. It records the weights, data and split that it was made from; where
+    they differ, or it cannot be read, features are extracted again and written.
+    """
+    weights = run.digest(*(value.cpu().numpy() for value in model.state_dict().values()))
+    made_from = json.dumps({"weights": weights, "data": images.fingerprint()})
+    splits, features = {name: getattr(images, name) for name in ("train", "val", "test")}, {}
+    if cache and cache.exists():
+        with contextlib.suppress(Exception), open(cache, "rb") as opened, np.load(opened) as file:
+            if str(file["made_from"]) == made_from:
+                features = {name: file[name] for name in splits}
+                print(f"features loaded from {cache}")
+    if not features:
+        for name, split in splits.items():
+            features[name] = features_of(model, as_tensor(model, split.X)).cpu().numpy()
+        if cache:
+            file = io.BytesIO()
+            np.savez(file, made_from=made_from, **features)
+            run.write(cache, file.getvalue())
+    of_features = {name: dataclasses.replace(split, X=features[name]) for name, split in splits.items()}
+    return dataclasses.replace(images, **of_features)
+
+
+def numpy_state(module, prefix=""):
+    """The module's state_dict as {prefix + name: NumPy array}."""
+    return {prefix + name: value.cpu().contiguous().numpy() for name, value in module.state_dict().items()}
+
+
+def save(path, model, s, **metadata):
+    """Write the network, its settings and other metadata, such as its classes, as one safetensors file."""
+    about = {"model": "cnn", "settings": run.training_settings(s), "compute": model.compute}
+    run.save_weights(path, numpy_state(model), about | metadata)
+
+
+def architecture(saved):
+    """The settings of ARCHITECTURE in those of a file; what older files lack has its default."""
+    values = {name: saved.get(name, globals()[name.upper()]) for name in ARCHITECTURE}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
+def from_metadata(metadata):
+    """The CNN, without its weights, of a file's metadata."""
+    s = SimpleNamespace(**architecture(metadata["settings"]))
+    model = CNN(s, len(metadata["classes"]), image_shape=tuple(metadata["image_shape"]))
+    model.compute = metadata.get("compute", {})
+    return model
+
+
+def load_arrays(model, arrays, path):
+    """Give the model the weights {name: array} of the file `path`. Raises run.Error where they do not fit."""
     try:
-        size = feature_map_sizes(s.channels, s.pool_after, s.kernel_sizes, s.padding, image_shape or (2**30, 2**30))[-1]
-    except ValueError as error:
-        raise settings.SettingError("--" + str(error).replace("_", "-", 1)) from None
-    batch_norm, (_, world_size) = s.norm == "batch", init_distributed()
-    if batch_norm and s.batch_size == 1 and size == (1, 1):
-        raise settings.SettingError("--batch-size 1: batch normalization of 1 x 1 maps needs 2 images or more")
-    if world_size > 1 and s.batch_size < world_size * (1 + batch_norm):
-        raise settings.SettingError(f"--batch-size {s.batch_size}: {world_size} processes need at least "
-                                    f"{world_size * (1 + batch_norm)}")  # fmt: skip
-    if s.seeds > 1 and world_size > 1:
-        raise settings.SettingError(f"--seeds {s.seeds}: not with torchrun; use --seed")
-    on_cpu = pick_device(s.device).type == "cpu"
-    if s.compile and world_size > 1:
-        raise settings.SettingError("--compile: not with torchrun")
-    if s.compile and on_cpu and not any(map(shutil.which, ("g++", "clang++", "c++", "cl"))):
-        raise settings.SettingError("--compile: needs a C++ compiler, and none was found; leave it out")
+        model.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
+    except RuntimeError as error:
+        raise run.Error(f"{path}: its weights are not those of its network ({error})") from None
+
+
+def restore(path):
+    """(the model on the CPU in eval mode, metadata) of a file that `save` wrote. Raises run.Error."""
+    arrays, metadata = run.load_weights(path, "cnn")
+    model = from_metadata(metadata)
+    load_arrays(model, arrays, path)
+    return model.eval(), metadata
+
+
+def stages(model, X):
+    """[(N, channels, side, side)]: the output of each convolution's activation for X (N, 1, H, W)."""
+    x, maps = to_channels_last((X - model.mean) / model.std), []
+    for module in model.backbone:
+        x = module(x)
+        if isinstance(module, tuple(ACTIVATIONS.values())) and x.ndim == 4:
+            maps.append(x)
+    return maps, model.classifier(x)
+
+
+def hires_cam(model, X, labels, min_size=7):
+    """Where in the images X (N, 1, H, W) the network sees the classes `labels` (N,): (N, H, W), 0 or more.
+
+    HiResCAM (Draelos and Carin 2020, arXiv:2011.08891): maps times gradients of the class's logit, summed
+    over the channels of the last convolution whose maps are at least `min_size` pixels wide. Grad-CAM
+    (Selvaraju et al. 2017) averages the gradients over each map, which suits networks with global average
+    pooling; this one flattens its maps.
+    """
+    maps, logits = stages(model.eval(), X)
+    large = [m for m in maps if min(m.shape[2:]) >= min_size] or maps[:1]
+    (gradient,) = torch.autograd.grad(logits.gather(1, labels[:, None]).sum(), large[-1])
+    heat = F.relu((gradient * large[-1]).sum(dim=1, keepdim=True))
+    return F.interpolate(heat, size=X.shape[2:], mode="bilinear")[:, 0].detach()
+
+
+def cnn_figures(model, images, features, probabilities, title):
+    """{file name: Figure} of what the CNN has learned. features: a Dataset of `extract_features`;
+    probabilities (N, classes) of the test images."""
+    test, classes, shown = images.test, images.classes, images.as_shown(images.test.X)
+    few, many = plots.examples(test.y, 3), plots.examples(test.y, 20)
+    predicted = probabilities.argmax(axis=1)
+    X, labels = as_tensor(model, test.X[many]), torch.from_numpy(predicted[many]).to(model.mean.device)
+    heat = hires_cam(model, X, labels).cpu().numpy()
+    maps, _ = stages(model, as_tensor(model, test.X[few]))
+    maps = {f"convolution {i}": values.detach().cpu().numpy() for i, values in enumerate(maps, 1)}
+    W = model.backbone[0].weight[:, 0].detach().cpu().numpy()
+    names = [classes[label] for label in test.y[few]]
+    return {
+        "filters.png": plots.filters(W, title),
+        "feature_maps.png": plots.feature_maps(shown[few], maps, names, title),
+        "saliency.png": plots.saliency(shown[many], heat, test.y[many], predicted[many], classes, title),
+        "confusable.png": plots.confusable(shown, test.y, probabilities, classes, title),
+        "features.png": plots.embeddings(features.test.X[:2000], test.y[:2000], classes, title),
+    }
+
+
+def settings(**changes):
+    """The settings of this script, a namespace: its constants, those of data.py and run.py, with changes."""
+    return run.settings(sys.modules[__name__], data, run, **changes)
+
+
+def check_settings(s):
+    """Raise run.Error for settings that cannot be combined."""
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    if max(s.pool_after, default=0) > len(s.channels) or not s.channels:
+        raise run.Error(f"--pool-after: there are {len(s.channels)} convolutions")
+    if {len(s.kernel_sizes), len(s.padding) or 1} - {1, len(s.channels)}:
+        raise run.Error("--kernel-sizes, --padding: give one value, or one for each convolution")
+    if not s.padding and any(kernel % 2 == 0 for kernel in s.kernel_sizes):
+        raise run.Error("--kernel-sizes: even kernels cannot keep the size of the maps: give --padding")
+    if world_size > 1 and (s.seeds > 1 or s.compile):
+        raise run.Error("--seeds, --compile: not under torchrun")
+    if s.batch_size < world_size * (1 + (s.norm == "batch")):
+        raise run.Error(f"--batch-size {s.batch_size}: too small for batch norm, in {world_size} processes")
 
 
 def quick_settings(s):
-    """The settings of --quick: fewer epochs; smaller batches and a lower learning rate, so that there are enough steps."""
-    return SimpleNamespace(**vars(with_batch_size(s, min(s.batch_size, 64))) | {"epochs": min(s.epochs, 4)})
+    """The settings of --quick: few epochs; small batches, so that there are enough steps."""
+    batch_size = min(s.batch_size, 64)
+    learning_rate = s.learning_rate * batch_size / s.batch_size  # Goyal et al. 2017
+    changes = {"epochs": min(s.epochs, 4), "batch_size": batch_size, "learning_rate": learning_rate}
+    return SimpleNamespace(**vars(s) | changes)
 
 
-def load_images(s):
-    """The dataset; under torchrun the first process reads it first, so that it is downloaded only once."""
-    rank, world_size = init_distributed()
-    if rank:
-        dist.barrier()
-    images = data.load_for(s)
-    if world_size > 1 and not rank:
-        dist.barrier()
-    return images
+def curves(histories, title, s):
+    """Figure of loss and accuracy by epoch; histories: {name: history}."""
+    augmented = bool(s.flip or s.shift or s.erase)
+    return plots.curves(histories, title, augmented, s.label_smoothing, s.train_on_val)
 
 
-def train_silently(images, s):
-    """The part of every torchrun process but the first, which alone reports and writes."""
-    silent = SimpleNamespace(**dict.fromkeys(("log", "save", "save_checkpoint", "resume"), lambda *ignored: None))
-    with contextlib.redirect_stdout(io.StringIO()):
-        train(images, s, silent)
-    dist.destroy_process_group()
-
-
-def run(s, images=None, on_epoch=None):
-    """The whole job with the settings `s`: load, train, extract, evaluate, save. Return the content of metrics.json.
-
-    images: the dataset, if it is already loaded. on_epoch: called with each epoch's row of the history.
-    """
+def run_once(s, images=None):
+    """One run: load, train, extract, evaluate, save. Returns its folder, history, metrics and model."""
     check_settings(s)
-    if images is None:
-        images = load_images(s)
-        s = with_suitable_batch_size(s, images, BATCH_SIZE, LEARNING_RATE)
-    check_settings(s, images.image_shape)
+    images = images or data.load(s)
+    data.check_augmentation(s, images)
     s = quick_settings(s) if s.quick else s
-    rank, world_size = init_distributed()
-    if rank:
-        return train_silently(images, s)
-    with runs.Run("cnn_feature_extraction", s, on_epoch) as run:
-        model, history = train(images, s, run)
-        if world_size > 1:
-            dist.destroy_process_group()
-        features = cached_features(run.path / "features.npz", model, images) if s.save_weights else {}
-        logits = evaluate(model, images, features)
+    if int(os.environ.get("RANK", 0)):  # of torchrun's processes, only the first reports and writes
+        model, history = train(images, s)
+        return SimpleNamespace(folder=None, history=history, metrics=None, model=model)
+    with run.RunFolder("cnn_feature_extraction", s) as folder:
+        model, history = train(images, s, folder)
+        features = extract_features(model, images, folder.path / "features.npz" if s.save_weights else None)
+        logits = classify(model, features)
+        results = run.evaluate(images, lambda X: predict_logits(model, X), s, logits=logits)
         if s.save_weights:
-            save(run.path / "backbone.safetensors", model, images, s, **training.for_prediction(images, logits["val"]))
-        tta = tta_logits(s, lambda X: predict_logits(model, X), images, logits)
-        title = plots.run_title(model.name, images.name, s.seed)
-        figures = {"curves.png": training_curves(history, s, title)} if s.figures else {}
-        if s.figures and features:
-            figures |= cnn_figures(model, images, features, logits["test"], title)
-        return training.report(run, images, title, model.name, logits, tta, curves=figures, model=model.name,
-                               parameters=model.num_parameters, features=model.classifier.in_features, **model.compute)
-
-
-def evaluate(model, images, features=None):
-    """Logits {"val": (N, classes), "test": ...} of the CNN; features: those of `cached_features`, if there are any."""
-    if not features:
-        return {split: predict_logits(model, getattr(images, split).X) for split in ("val", "test")}
-    return {split: classifier_logits(model, features[f"X_{split}"]).cpu().numpy() for split in ("val", "test")}
-
-
-def training_curves(history, s, title):
-    return plots.curves({title: history}, title, bool(s.flip or s.shift or s.erase), s.label_smoothing)
+            about = run.describe(images, results.metrics["temperature"])
+            save(folder.path / "backbone.safetensors", model, s, **about)
+        if s.figures:
+            title = plots.run_title(model.name, images.name, s.seed)
+            folder.save({"curves.png": curves({title: history}, title, s)})
+            p = results.probabilities["before"]
+            folder.save(cnn_figures(model, images, features, p, title))
+        about = {"parameters": sum(p.numel() for p in model.parameters()), **model.compute}
+        about["features"] = features.test.X.shape[1]
+        metrics = folder.finish(images, model.name, results, plots.evaluation, **about)
+    return SimpleNamespace(folder=folder.path, history=history, metrics=metrics, model=model)
 
 
 def main(argv=None):
-    s = settings.parse(sys.modules[__name__], data, runs, argv=argv)
-    runs.run_seeds("cnn_feature_extraction", run, s, check_settings)
+    s = run.parse(argv, sys.modules[__name__], data, run)
+    return run.run_seeds("cnn_feature_extraction", run_once, s, curves)
 
 
 if __name__ == "__main__":
-    entry.cli(main)
+    run.cli(main)

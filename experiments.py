@@ -1,101 +1,151 @@
-"""Studies: comparisons over several seeds, with paired tests and a verdict.
+"""Studies: comparisons over several seeds with paired tests, as data in studies/mlp.py, cnn.py and both.py.
 
-    python experiments.py                       lists the studies and their cost
-    python experiments.py dropout activation    runs two; --all runs every one
-    python experiments.py --all --quick         smoke test of all in minutes
-    python experiments.py sweep mlp --vary dropout 0 0.2 0.4 --seeds 3
-                                                any flag of any script; two
-                                                --vary give a heat map
-    python experiments.py compare RUN RUN ...   compares finished runs
-    python experiments.py search mlp            searches the MLP's settings
-    python experiments.py heads                 classifiers on CNN features
+python experiments.py                         lists the studies and their cost
+python experiments.py dropout activation      runs two; --all runs every one, --quick is a smoke test
+python experiments.py sweep mlp --plain --vary dropout 0 0.2 0.4 --set hidden 128-64
+                                              one or two settings of any script
+python experiments.py compare RUN RUN ...     compares finished runs
+python experiments.py search mlp              searches the MLP's settings
+python experiments.py heads                   classifiers on a CNN's features
 """
 
-from support import entry
-
-if __name__ == "__main__":  # before the slow imports: Ctrl-C
-    entry.prepare()
-
-import argparse
 import importlib
 import sys
 from pathlib import Path
 
-from support import settings
+import joblib
+from tqdm import tqdm
 
-COMMANDS = {"heads": "studies.heads", "compare": "studies.compare", "search": "studies.search"}
-STORE = "runs/studies/store"  # the finished runs of all studies, found again by what they are made from
+import run
+from studies import STUDIES, cnn, comparison, mlp, output
+from studies.runner import Runner
+from studies.study import SCRIPTS, Study, learning_rate_of, script_of, vary
 
+ALL: bool = False  # run every study
+SEEDS: int = 0  # number of seeds; 0: each study's, 3 in a sweep
+EPOCHS: int = 0  # epochs of all runs; 0: each study's
+FIXED_LEARNING_RATE: bool = False  # one learning rate for all variants, not each variant's by validation
+QUICK: bool = False  # smoke test: 2 seeds, 1 epoch, one learning rate, a subset; not representative
+DATASET: str = ""  # as in the scripts; "": the script's
+PLAIN: bool = False  # sweep: start from the studies' plain baseline instead of the script's constants
+FRESH: bool = False  # repeat finished runs
+JOBS: int = 0  # number of processes, of 0.4 to 1 GB each; 0: the number of cores
+DASK: str = ""  # address of a Dask scheduler; its workers: PYTHONPATH=. dask worker ADDRESS --nthreads 1
+OUTPUT_DIR: str = ""  # "": runs/studies, or with --quick runs/studies/quick
 
-def make_parser():
-    parser = argparse.ArgumentParser("experiments.py", usage="python experiments.py [STUDY ...] [--flag value ...]",
-                                     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     allow_abbrev=False)  # fmt: skip
-    parser.add_argument("studies", nargs="*", metavar="STUDY", help=argparse.SUPPRESS)
-    add = parser.add_argument
-    add("--all", action="store_true", help="run every study")
-    add("--seeds", type=positive, default=0, metavar="N", help="number of seeds; default: each study's, 3 in a sweep")
-    add("--epochs", type=positive, default=0, metavar="N", help="epochs of all runs; default: each study's")
-    add("--fixed-learning-rate", action="store_true",
-        help="use one learning rate for all variants instead of choosing each variant's on validation")
-    add("--quick", action="store_true",
-        help="smoke test: at most 2 seeds, 1 epoch, one learning rate, a subset; numbers are not representative")
-    add("--dataset", default="", metavar="NAME", help="as in the scripts; digits needs no download")
-    add("--vary", nargs="+", action="append", default=[], metavar=("NAME", "VALUE"),
-        help="sweep: a setting of the script and its values; those of several layers are joined, as in 256-128")
-    add("--set", nargs="+", action="append", default=[], metavar=("NAME", "VALUE"),
-        help="sweep: another setting of all runs, such as --set recipe plain")
-    add("--jobs", type=positive, default=0, metavar="N",
-        help="number of processes (joblib), of 0.4 to 1 GB each; default: one for each core; 1: all runs in this process")
-    add("--dask", default="", metavar="ADDRESS",
-        help="use the workers of this Dask scheduler instead (pip install distributed). They must see this folder and the "
-             "dataset at the same paths: start each here with PYTHONPATH=. dask worker ADDRESS --nthreads 1")
-    add("--output-dir", default="", metavar="DIR", help="default: runs/studies, with --quick runs/studies/quick")
-    parser.error = lambda mistake: parser.exit(2, f"experiments.py: {mistake.removeprefix('argument ')}\n")
-    return parser
+LIMITS = {"SEEDS": (0, 1000), "EPOCHS": (0, 10_000), "JOBS": (0, 1000)}
+COMMANDS = ("compare", "search", "heads")  # each a module of studies with a main(argv)
+STORE = run.ROOT / "runs/studies/store"  # the finished runs of all studies
+BASELINES = {"mlp": mlp.PLAIN, "cnn": cnn.PLAIN, "hybrid": cnn.PLAIN}
 
 
-def positive(text):
-    """A whole number of at least 1, for argparse."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: must be a whole number of at least 1")
-    return int(text)
+def listing():
+    """The commands, and the studies with the number of runs and the minutes of their committed results."""
+    rows = []
+    for study in STUDIES.values():
+        path = run.ROOT / f"results/studies/{study.name}/summary.json"
+        summary = run.read_json(path) if path.exists() else {"runs": "-", "run_seconds": float("nan")}
+        rows.append([study.name, summary["runs"], f"{summary['run_seconds'] / 60:.0f}", study.question])
+    table = output.aligned(["study", "runs", "minutes of one core", "question"], rows)
+    return f"{__doc__}\n{table}\n--help lists the flags"
+
+
+def select(names):
+    """The studies of these names. Raises run.Error."""
+    for name in names:
+        if name not in STUDIES:
+            near = run.did_you_mean(name.replace("-", "_"), [*STUDIES, *COMMANDS, "sweep"])
+            raise run.Error(f"{name}: no such study{near}; python experiments.py lists them")
+    return [STUDIES[name] for name in dict.fromkeys(names)]
+
+
+def split(argv):
+    """(names, {"--vary": [[NAME, VALUE, ...], ...], "--set": ...}, the other flags) of a command line."""
+    names, others, groups = [], [], {"--vary": [], "--set": []}
+    words = names
+    for word in argv:
+        if word in groups:
+            words = []
+            groups[word].append(words)
+            continue
+        if word.startswith("--"):
+            words = others
+        words.append(word)
+    return names, groups, others
+
+
+def values_of(script, flag, name="", *texts):
+    """(setting, values) of the words after --vary or --set; a tuple is 128-64 or none. Raises run.Error."""
+    name = name.replace("-", "_").lower()
+    default, values = vars(script_of(script).settings()).get(name, ""), []
+    for text in texts:
+        try:
+            if isinstance(default, tuple):
+                value = tuple(int(number) for number in text.split("-")) if text != "none" else ()
+            else:
+                value = {"yes": True, "no": False}[text] if isinstance(default, bool) else type(default)(text)
+        except (ValueError, KeyError):
+            raise run.Error(f"{flag} {name} {text}: not a value of this setting, such as {default}") from None
+        script_of(script).settings(**{name: value})  # raises for unknown settings and values
+        values.append(value)
+    if len(set(values)) < 2 if flag == "--vary" else len(values) != 1:
+        raise run.Error(f"{flag} {name}: give {'two values or more' if flag == '--vary' else 'one value'}")
+    return name, values
+
+
+def sweep(names, groups, s):
+    """The Study of `sweep SCRIPT --vary NAME VALUE ... [--set NAME VALUE]`. Raises run.Error."""
+    if len(names) != 1 or names[0] not in SCRIPTS or not 1 <= len(groups["--vary"]) <= 2:
+        text = "name a script and one or two settings, as in sweep mlp --vary dropout 0 0.2 0.4"
+        raise run.Error(f"sweep: {text}; scripts: {', '.join(SCRIPTS)}")
+    script = names[0]
+    factors = dict(values_of(script, "--vary", *words) for words in groups["--vary"])
+    held = dict(values_of(script, "--set", *words) for words in groups["--set"])
+    fixed = (BASELINES[script] if s.plain else {}) | {name: values[0] for name, values in held.items()}
+    variants = vary(**factors)
+    for changes in variants.values():  # the learning rates to choose from are around each variant's own
+        chosen = vars(script_of(script).settings(**fixed | changes))
+        name = learning_rate_of(script, chosen)
+        if name not in held:
+            changes["learning_rates"] = tuple(float(f"{chosen[name] * f:.1g}") for f in (1 / 3, 1, 3))
+    question = f"Sweep of {' and '.join(factors).replace('_', ' ')} in {SCRIPTS[script]}"
+    name = f"sweep_{script}_{'_'.join(factors)}"
+    return Study(name, question, script, variants, next(iter(variants)), fixed, seeds=3)
+
+
+def run_studies(studies, s):
+    """Run the studies one after the other, write their files and print their tables."""
+    folder = Path(s.output_dir or run.ROOT / ("runs/studies/quick" if s.quick else "runs/studies"))
+    with tqdm(unit="run", disable=None, leave=False, dynamic_ncols=True) as bar:
+        runner = Runner(STORE, s.jobs or joblib.cpu_count(), s.dask, s.fresh, bar.update)
+        comparisons = [comparison.Comparison(study, runner, s, folder / study.name) for study in studies]
+        bar.reset(total=sum(compared.num_runs for compared in comparisons))
+        for study, compared in zip(studies, comparisons, strict=True):
+            summary = output.write(folder / study.name, compared, compared.run())
+            tqdm.write(f"\n{study.question} ({output.about(summary)})\n{output.text_of(summary)}")
+            sys.stdout.flush()
+    print(f"tables, figures and runs are in {folder}; start with {folder / 'README.md'}")
 
 
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv and argv[0] in COMMANDS:
-        importlib.import_module(COMMANDS[argv[0]]).main(argv[1:])
-        return
-    parser = make_parser()
-    options, unknown = parser.parse_known_intermixed_args(argv)
-    settings.refuse_unknown(parser, unknown)
-    from studies import catalog  # here, since --help needs none of it
-
-    if not (options.studies or options.all):
-        if argv:
-            parser.error("name a study, or give --all; python experiments.py lists the studies")
-        print(catalog.listing())
-        return
-    if options.all and options.studies:
-        parser.error(f"--all: runs every study; leave out {' '.join(options.studies)}")
-    if options.studies[:1] == ["sweep"]:
-        studies = [catalog.sweep(options.studies[1:], options.vary, options.set, options.seeds or 3)]
-    elif options.vary or options.set:
-        raise settings.SettingError("--vary, --set: only for sweep, as in sweep mlp --vary dropout 0 0.2 0.4")
+        return importlib.import_module(f"studies.{argv[0]}").main(argv[1:])
+    names, groups, flags = split(argv)
+    s = run.parse(flags, sys.modules[__name__])
+    if names[:1] == ["sweep"]:
+        studies = [sweep(names[1:], groups, s)]
+    elif any(groups.values()) or s.plain:
+        raise run.Error("--vary, --set, --plain: only for sweep, as in sweep mlp --vary dropout 0 0.2 0.4")
     else:
-        studies = catalog.select([*catalog.STUDIES] if options.all else options.studies)
-    folder = Path(options.output_dir or ("runs/studies/quick" if options.quick else "runs/studies"))
-    failed = catalog.run(studies, folder, STORE, options, options.jobs or num_cores())
-    sys.exit(1 if failed else 0)
-
-
-def num_cores():
-    """Number of cores that this process may use, in a container, too."""
-    import joblib
-
-    return joblib.cpu_count()
+        studies = list(STUDIES.values()) if s.all else select(names)
+    if not studies:
+        return print(listing())
+    try:
+        run_studies(studies, s)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("; finished runs are kept, and the same command continues") from None
 
 
 if __name__ == "__main__":
-    entry.cli(main)
+    run.cli(main)

@@ -1,140 +1,404 @@
-"""A multilayer perceptron in NumPy: forward pass, backward pass, optimizers and training loop written by hand.
+"""A multilayer perceptron in NumPy: forward and backward pass, optimizers and training loop, all by hand.
 
     python mlp_from_scratch.py
 
-prints at the end, after 46 s on 2 cores of an AMD EPYC (Python 3.11.7, NumPy 2.4.6),
+prints at the end, after 46 s on 2 cores of AMD EPYC; python 3.11.7, numpy 2.4.6,
 
     Fashion-MNIST                               validation      test
-    NumPy MLP 784-256-128-10                        91.52%      90.53%
-      with flip test-time augmentation (TTA)        91.63%      90.54%
+    NumPy MLP 784-256-128-10                        91.52%    90.53%
+      with flip test-time augmentation (TTA)        91.63%    90.54%
+
+Shapes: N rows of a batch, n_in inputs, n_out or D outputs, C classes. `dout` is the gradient of the loss with
+respect to a layer's output, `dx` with respect to its input. extras/check_gradients.py checks every backward.
 """
-
-from support import entry
-
-if __name__ == "__main__":  # before the slow imports: Ctrl-C, --help and wrong flags
-    entry.prepare(__file__, "data.py", "support/runs.py")
 
 import itertools
 import math
 import sys
+import time
 from types import SimpleNamespace
+from typing import Literal
 
 import numpy as np
+from scipy.special import ndtr
+from tqdm import tqdm
 
 import data
-import numpy_nn.figures
+import monitor
 import plots
-from numpy_nn.flat_parameters import FlatParameters
-from numpy_nn.layers import ACTIVATIONS, LOSSES, NORMS, Dropout, Linear
-from numpy_nn.monitor import TrainingMonitor, large_step_advice, locate_nonfinite
-from numpy_nn.optimizers import EMA, OPTIMIZERS, ReduceLROnPlateau, lr_at
-from support import files, runs, settings, training
-from support.tta import tta_logits
+import run
 
-# ---- settings: edit here, or override any of them on the command line (--epochs 5) ----
-# -- first to change
-EPOCHS = 40  # passes over the training set, in [1, 10000]
-HIDDEN: tuple = (256, 128)  # neurons in each hidden layer; empty for softmax regression; in [1, 100000]
-LEARNING_RATE = 0.003  # peak learning rate; try 0.1 with sgd, 0.02 with momentum or nesterov; in (0, 1000)
-DROPOUT = 0.05  # dropout probability in the hidden layers; not with an empty --hidden; in [0, 1)
-SEEDS = 1  # number of runs, with seeds from SEED on; metrics.json contains mean and standard deviation; in [1, 1000]
-# -- network
-ACTIVATION = "relu"  # activation function; not with an empty --hidden: {relu, leaky_relu, tanh, gelu, sigmoid}
-NORM = "batch"  # normalization before each activation; not with an empty --hidden: {none, batch, layer}
-INIT = "he"  # initialization of the weights: {he, xavier, lecun, random}
-INIT_SCALE = 0.01  # standard deviation of the weights; only with --init random; in (0, 100]
-# -- optimization
-LOSS = "softmax"  # softmax cross-entropy, or binary cross-entropy of one sigmoid per class: {softmax, sigmoid}
-OPTIMIZER = "adam"  # update rule: {sgd, momentum, nesterov, rmsprop, adam, adamw}
-BATCH_SIZE = 128  # images per step, in [1, 1000000]
-MOMENTUM = 0.9  # decay of the velocity; only with --optimizer momentum or nesterov; in [0, 1)
-SCHEDULE = "linear"  # learning rate after the warm-up: {constant, step, exponential, cosine, linear, plateau}
-WARMUP = 0.2  # fraction of the training in which the learning rate rises linearly to its peak, in [0, 1)
-MAX_GRAD_NORM = 0.0  # clip the norm of the gradient to this; 0 disables; in [0, 1000000)
-EMA_DECAY = 0.999  # decay of the moving average of the weights, which is evaluated and saved; 0 disables; in [0, 1)
-# -- regularization
-WEIGHT_DECAY = 0.1  # decoupled weight decay, as in AdamW; use less with sgd and momentum; in [0, 1000)
-L1 = 0.0  # L1 penalty: this times the sum of the absolute weights, in [0, 1000000)
-L2 = 0.0  # L2 penalty: half of this times the sum of the squared weights, in [0, 1000000)
-INPUT_DROPOUT = 0.0  # dropout probability of the pixels, in [0, 1)
-LABEL_SMOOTHING = 0.1  # fraction of each label that is spread over all classes, in [0, 1)
-PATIENCE = 0  # stop after this many epochs without improvement in validation accuracy and restore the best weights;
-              # 0 disables; in [0, 10000]
-# -- augmentation
-FLIP = True  # mirror each training image with probability 0.5; redrawn for every batch
-SHIFT = 0  # random shift of training images, in pixels; redrawn for every batch; in [0, 1023]
-ERASE = 0  # side of a square of noise in half of the training images, in pixels; redrawn for every batch; in [0, 1024]
-AUGMENT_ONCE = False  # augment once, before training, not anew for every batch; only with --flip, --shift or --erase
-NORMALIZE = "global"  # mean 0 and standard deviation 1 over all pixels, or for each pixel: {none, global, per_pixel}
-TTA = "flip"  # test-time augmentation: add the logits of the mirrored image; shifts: also of images shifted by one pixel,
-              # the views that are best on validation; only with --flip: {none, flip, shifts, 6_views, 10_views, 18_views}
-# -- run
-RECIPE = "default"  # plain is a baseline: Adam with a cosine schedule and nothing else, 12 epochs: {default, plain}
-SEED = 0  # seed of initialization, batch order, dropout and augmentation, in [0, 2147483647]
-RESUME = ""  # folder of an interrupted run to continue, bit for bit, with its own settings
-QUICK = False  # smoke test: at most 5 epochs on a subset; numbers are not representative
-# ----
+Schedule = Literal["constant", "step", "exponential", "cosine", "linear", "plateau"]
 
-# Adam with a cosine schedule and nothing else: the defaults of the hybrid's head and of the scikit-learn classifier
-BASELINE = {"activation": "relu", "norm": "none", "dropout": 0.0, "input_dropout": 0.0, "loss": "softmax",
-            "label_smoothing": 0.0, "init": "he", "optimizer": "adam", "schedule": "cosine", "warmup": 0.0, "l1": 0.0,
-            "l2": 0.0, "weight_decay": 0.0, "max_grad_norm": 0.0, "ema_decay": 0.0, "patience": 0}  # fmt: skip
-# {recipe: the settings that it changes}, other than those given on the command line
-RECIPES = {"plain": BASELINE | {"epochs": 12, "learning_rate": 0.001, "flip": False, "tta": "none"}}
+# Edit here, or use flags: EPOCHS is --epochs. The first ten are the ones to change first.
+EPOCHS: int = 40  # passes over the training set
+HIDDEN: tuple[int, ...] = (256, 128)  # neurons of each hidden layer; empty: softmax regression
+LEARNING_RATE: float = 0.003  # peak learning rate; try 0.1 with sgd, 0.02 with momentum
+BATCH_SIZE: int = 128  # images per step
+OPTIMIZER: Literal["sgd", "momentum", "nesterov", "rmsprop", "adam", "adamw"] = "adam"  # update rule
+ACTIVATION: Literal["relu", "leaky_relu", "tanh", "gelu", "sigmoid"] = "relu"  # in the hidden layers
+NORM: Literal["none", "batch", "layer"] = "batch"  # normalization before each activation
+DROPOUT: float = 0.05  # dropout probability in the hidden layers
+WEIGHT_DECAY: float = 0.1  # decoupled weight decay, of weights only; use less with sgd
+FLIP: bool = True  # mirror each training image with probability 0.5
+SHIFT: int = 0  # random shift of training images, in pixels
+ERASE: int = 0  # side of a square of noise in half of the training images, in pixels
+AUGMENT_ONCE: bool = False  # augment once before training, instead of anew for every batch
+NORMALIZE: Literal["none", "global", "per_pixel"] = "global"  # standardization of the pixels
+TTA: Literal["none", "flip", "shifts", "6_views", "10_views", "18_views"] = "flip"  # test-time augmentation
+INIT: Literal["he", "xavier", "lecun", "random"] = "he"  # initialization of the weights
+INIT_SCALE: float = 0.01  # standard deviation of the weights with INIT = "random"
+LOSS: Literal["softmax", "sigmoid"] = "softmax"  # cross-entropy of the softmax, or of a sigmoid per class
+LABEL_SMOOTHING: float = 0.1  # fraction of each label that is spread over all classes
+MOMENTUM: float = 0.9  # decay of the velocity of momentum and nesterov
+SCHEDULE: Schedule = "linear"  # learning rate after the warm-up
+WARMUP: float = 0.2  # fraction of the training in which the learning rate rises to its peak
+MAX_GRAD_NORM: float = 0.0  # clip the norm of the gradient to this; 0: never
+EMA_DECAY: float = 0.999  # decay of the moving average of the weights, which is evaluated; 0: none
+L1: float = 0.0  # this times the sum of the absolute weights is added to the loss
+L2: float = 0.0  # half of this times the sum of the squared weights is added to the loss
+INPUT_DROPOUT: float = 0.0  # dropout probability of the pixels
+PATIENCE: int = 0  # stop after this many epochs without improvement in validation accuracy; 0: never
+# The MLP on a CNN's features has constants of its own, HEAD_..., in hybrid_train.py, and ignores these.
+
+LIMITS = {
+    **dict.fromkeys(("EPOCHS", "HIDDEN", "BATCH_SIZE"), (1, 10**6)),
+    **dict.fromkeys(("LEARNING_RATE", "INIT_SCALE"), (1e-12, 1000)),
+    **dict.fromkeys(("WEIGHT_DECAY", "SHIFT", "ERASE", "MAX_GRAD_NORM", "L1", "L2", "PATIENCE"), (0, 10**6)),
+    **dict.fromkeys(("DROPOUT", "INPUT_DROPOUT", "LABEL_SMOOTHING", "MOMENTUM", "WARMUP"), (0, 0.999)),
+    "EMA_DECAY": (0, 0.999999),
+}
 
 
-class MLP(FlatParameters):
-    """Hidden layers of Linear, norm, activation and dropout, then a Linear layer whose output are the logits.
+class Layer:
+    """`forward(x, training)` -> y, which in training mode keeps what `backward(dout)` -> dx needs.
 
-    sizes (784, 256, 128, 10) give 784-256-128-10. The layers' parameters and gradients are views into the flat vectors
-    `params` and `grads`. rng draws the initial weights, dropout_rng the dropout masks. num_values: of its parameters and
-    buffers, if known from a file; others raise ValueError.
+    `backward` fills `grads` and updates nothing. An MLP makes `params`, `grads` and `buffers`, {name: view
+    into a flat vector}, of the shapes in `shapes` and `buffer_shapes`; `init(rng)` fills those that do not
+    start at 0.
     """
 
-    def __init__(self, sizes, rng=None, *, activation="relu", norm="none", dropout=0.0, input_dropout=0.0, init="he",
-                 init_scale=0.01, dropout_rng=None, dtype=np.float32, num_values=None):  # fmt: skip
-        self.name = "-".join(map(str, sizes))  # as in 784-256-128-10
-        self.config = {"sizes": tuple(sizes), "activation": activation, "norm": norm}  # what a weights file contains
+    shapes, buffer_shapes = {}, {}
+
+
+class Linear(Layer):
+    """y = x W + b.  x (N, n_in), W (n_in, n_out), b (n_out,), y (N, n_out); without b if `bias` is False.
+
+    Backward: dW = x^T dout, db = sum of dout over the batch, dx = dout W^T.
+    """
+
+    def __init__(self, n_in, n_out, init="he", scale=0.01, bias=True):
+        self.shapes = {"W": (n_in, n_out)} | ({"b": (n_out,)} if bias else {})
+        self.variance = INITS[init](n_in, n_out, scale)
+
+    def init(self, rng):
+        W = self.params["W"]
+        W[...] = rng.standard_normal(W.shape) * math.sqrt(self.variance)
+
+    def forward(self, x, training=False):
+        if training:
+            self.x = x
+        y = x @ self.params["W"]  # (N, n_in) @ (n_in, n_out) -> (N, n_out)
+        if "b" in self.params:
+            y += self.params["b"]
+        return y
+
+    def backward(self, dout, input_gradient=True):
+        np.matmul(self.x.T, dout, out=self.grads["W"])  # (n_in, N) @ (N, n_out) -> (n_in, n_out)
+        if "b" in self.grads:
+            dout.sum(axis=0, out=self.grads["b"])  # (N, n_out) -> (n_out,)
+        return dout @ self.params["W"].T if input_gradient else None  # (N, n_out) -> (N, n_in)
+
+
+# Variance of the normal distribution from which W is drawn; b starts at 0
+INITS = {
+    "he": lambda n_in, n_out, scale: 2 / n_in,  # He et al. 2015, eq. 10: keeps the signal's through ReLUs
+    "xavier": lambda n_in, n_out, scale: 2 / (n_in + n_out),  # Glorot and Bengio 2010, eq. 12
+    "lecun": lambda n_in, n_out, scale: 1 / n_in,  # LeCun et al. 1998, section 4.6
+    "random": lambda n_in, n_out, scale: scale**2,
+}
+
+
+class Activation(Layer):
+    """y = f(x) for each element;  dx = dout f'(x).  f and f' are a pair of ACTIVATIONS."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def forward(self, x, training=False):
+        f, _ = ACTIVATIONS[self.name]
+        y = f(x)
+        if training:
+            self.x, self.y = x, y
+        return y
+
+    def backward(self, dout):
+        _, derivative = ACTIVATIONS[self.name]
+        return dout * derivative(self.x, self.y)
+
+
+def sigmoid(x):
+    """1 / (1 + exp(-x)) of each element, computed by tanh, which cannot overflow."""
+    return (1 + np.tanh(x / 2)) / 2
+
+
+def normal_density(x):
+    return np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
+
+
+# {name: (f(x), f'(x) in terms of x and y = f(x))}; ndtr is the normal distribution function
+ACTIVATIONS = {
+    "relu": (lambda x: np.maximum(x, 0), lambda x, y: x > 0),  # Nair and Hinton 2010
+    "leaky_relu": (lambda x: np.maximum(x, 0.01 * x), lambda x, y: np.where(x > 0, np.ones_like(x), 0.01)),
+    "tanh": (np.tanh, lambda x, y: 1 - y**2),
+    "gelu": (lambda x: x * ndtr(x), lambda x, y: ndtr(x) + x * normal_density(x)),  # Hendrycks, Gimpel 2016
+    "sigmoid": (sigmoid, lambda x, y: y * (1 - y)),
+}
+
+
+class Dropout(Layer):
+    """Inverted dropout: in training mode, y = x mask, where mask is 0 with probability p, else 1 / (1 - p).
+
+    In eval mode y = x, the expected value of y in training mode (Srivastava et al. 2014, section 10).
+    """
+
+    def __init__(self, p, rng):
+        self.p, self.rng = p, rng
+
+    def forward(self, x, training=False):
+        if not training:
+            return x
+        kept = self.rng.random(x.shape, dtype=np.float32) >= self.p
+        self.mask = kept * x.dtype.type(1 / (1 - self.p))
+        return x * self.mask
+
+    def backward(self, dout):
+        return dout * self.mask
+
+
+class BatchNorm(Layer):
+    """y = gamma x_hat + beta, x_hat = (x - mean) rstd, rstd = 1 / sqrt(var + eps)  (Ioffe and Szegedy 2015).
+
+    mean and var (D,) are those of each column of x (N, D) in the batch. In eval mode they are running
+    averages of the means and of the unbiased variances, as in torch.nn.BatchNorm1d; a single row does not
+    update them.
+    """
+
+    def __init__(self, n, momentum=0.1, eps=1e-5):
+        self.shapes, self.buffer_shapes = {"gamma": (n,), "beta": (n,)}, {"mean": (n,), "var": (n,)}
+        self.momentum, self.eps = momentum, eps
+
+    def init(self, rng):
+        self.params["gamma"][...] = self.buffers["var"][...] = 1
+
+    def forward(self, x, training=False):
+        gamma, beta, buffers = self.params["gamma"], self.params["beta"], self.buffers
+        if not training:
+            scale = gamma / np.sqrt(buffers["var"] + self.eps)
+            return x * scale + (beta - buffers["mean"] * scale)
+        n, mean = len(x), x.mean(axis=0)  # (N, D) -> (D,)
+        self.x_centered = x - mean
+        var = np.einsum("nd,nd->d", self.x_centered, self.x_centered) / n  # (N, D) -> (D,)
+        if n > 1:
+            buffers["mean"] += self.momentum * (mean - buffers["mean"])
+            buffers["var"] += self.momentum * (var * (n / (n - 1)) - buffers["var"])
+        self.rstd = 1 / np.sqrt(var + self.eps)
+        # y = gamma * x_hat + beta; rstd * gamma is (D,), so that only two operations are on (N, D)
+        y = self.x_centered * (self.rstd * gamma)
+        y += beta
+        return y
+
+    def backward(self, dout):
+        # dbeta = sum(dout), dgamma = sum(dout * x_hat), over the batch
+        # dx = gamma * rstd * (dout - mean(dout) - x_hat * mean(dout * x_hat))
+        #    = gamma * rstd * (dout - dbeta / N - x_centered * rstd * dgamma / N), computed from its right end
+        n, dgamma, dbeta = len(dout), self.grads["gamma"], self.grads["beta"]
+        dout.sum(axis=0, out=dbeta)  # (N, D) -> (D,)
+        np.einsum("nd,nd->d", dout, self.x_centered, out=dgamma)  # (N, D) -> (D,)
+        dgamma *= self.rstd  # x_hat = x_centered * rstd
+        dx = self.x_centered * (-self.rstd * dgamma / n)
+        dx -= dbeta / n
+        dx += dout
+        dx *= self.params["gamma"] * self.rstd
+        return dx
+
+
+class LayerNorm(Layer):
+    """y = gamma x_hat + beta, x_hat = (x - mean) rstd, rstd = 1 / sqrt(var + eps)  (Ba et al. 2016).
+
+    mean and var (N, 1) are those of each row of x (N, D).
+    """
+
+    def __init__(self, n, eps=1e-5):
+        self.shapes, self.eps = {"gamma": (n,), "beta": (n,)}, eps
+
+    def init(self, rng):
+        self.params["gamma"][...] = 1
+
+    def forward(self, x, training=False):
+        x_centered = x - x.mean(axis=1, keepdims=True)
+        rstd = 1 / np.sqrt((x_centered**2).mean(axis=1, keepdims=True) + self.eps)  # (N, D) -> (N, 1)
+        x_hat = x_centered * rstd
+        if training:
+            self.rstd, self.x_hat = rstd, x_hat
+        return x_hat * self.params["gamma"] + self.params["beta"]
+
+    def backward(self, dout):
+        # dgamma = sum(dout * x_hat), dbeta = sum(dout), over the batch;  dx_hat = gamma * dout
+        # dx = rstd * (dx_hat - mean(dx_hat) - x_hat * mean(dx_hat * x_hat)), with the means over each row
+        (dout * self.x_hat).sum(axis=0, out=self.grads["gamma"])  # (N, D) -> (D,)
+        dout.sum(axis=0, out=self.grads["beta"])
+        dx_hat = dout * self.params["gamma"]
+        projection = (dx_hat * self.x_hat).mean(axis=1, keepdims=True)  # (N, D) -> (N, 1)
+        return (dx_hat - dx_hat.mean(axis=1, keepdims=True) - self.x_hat * projection) * self.rstd
+
+
+NORMS = {"batch": BatchNorm, "layer": LayerNorm}
+
+
+def softmax(logits):
+    """Probabilities (N, C) of logits (N, C). Each row's largest logit is subtracted: exp cannot overflow."""
+    exp = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return exp / exp.sum(axis=1, keepdims=True)
+
+
+def softmax_cross_entropy(logits, y, smoothing=0.0):
+    """(loss, dlogits (N, C)) of logits (N, C) and labels y (N,).
+
+    loss = mean over the batch of -sum_c t_c log softmax(logits)_c;  dlogits = (softmax(logits) - t) / N, the
+    only division by N. The target t_c is smoothing / C for all classes, plus 1 - smoothing for the class y
+    (Szegedy et al. 2016, section 7).
+    """
+    rows, (n, classes) = np.arange(len(y)), logits.shape
+    shifted = np.array(logits.T, order="C")  # (N, C) -> (C, N): sums over axis 0 are several times faster
+    shifted -= shifted.max(axis=0)
+    dlogits = np.exp(shifted)
+    total = dlogits.sum(axis=0)  # (C, N) -> (N,)
+    log_total = np.log(total)
+    loss = (1 - smoothing) * (log_total - shifted[y, rows]).sum()
+    dlogits /= total
+    dlogits[y, rows] -= 1 - smoothing
+    if smoothing:
+        loss += smoothing * (log_total - shifted.mean(axis=0)).sum()
+        dlogits -= smoothing / classes
+    dlogits /= n
+    return float(loss) / n, dlogits.T  # (C, N) -> (N, C)
+
+
+def sigmoid_cross_entropy(logits, y, smoothing=0.0):
+    """(loss, dlogits (N, C)): binary cross-entropy of a sigmoid per class, its sum, mean over the batch.
+
+    With s = sigmoid(logit) and targets t as in `softmax_cross_entropy`, the loss of a logit is
+    -t log s - (1 - t) log(1 - s) = max(logit, 0) - t logit + log(1 + exp(-|logit|)), which cannot overflow;
+    dlogits = (s - t) / N.
+    """
+    targets = np.full_like(logits, smoothing / logits.shape[1])
+    targets[np.arange(len(y)), y] += 1 - smoothing
+    losses = np.maximum(logits, 0) - targets * logits + np.log1p(np.exp(-np.abs(logits)))
+    return float(losses.sum(axis=1).mean()), (sigmoid(logits) - targets) / len(y)
+
+
+LOSSES = {"softmax": (softmax_cross_entropy, softmax), "sigmoid": (sigmoid_cross_entropy, sigmoid)}
+
+
+class MLP:
+    """Hidden layers of Linear, norm, activation and dropout, then a Linear layer that gives the logits.
+
+    sizes (784, 256, 128, 10) give 784-256-128-10. rng draws the initial weights, dropout_rng the dropout
+    masks. The layers' arrays are views into the vectors `params`, `grads` and `buffers`; `values` is params
+    and buffers as one vector, `views` {"layer number.name": view} of both, `weights` [(W, dW), ...]. `mean`
+    and `std` standardize the pixels.
+    """
+
+    def __init__(
+        self,
+        sizes,
+        rng=None,
+        dropout_rng=None,
+        dtype=np.float32,
+        activation="relu",
+        norm="none",
+        dropout=0.0,
+        input_dropout=0.0,
+        init="he",
+        init_scale=0.01,
+    ):
+        self.name, self.mean, self.std = "-".join(map(str, sizes)), 0.0, 1.0
+        self.config = {"sizes": tuple(sizes), "activation": activation, "norm": norm}
         self.layers = [Dropout(input_dropout, dropout_rng)] if input_dropout else []
         for n_in, n_out in itertools.pairwise(sizes[:-1]):
-            self.layers.append(Linear(n_in, n_out, init, init_scale, bias=norm != "batch"))  # batch norm cancels a bias
+            bias = norm != "batch"  # which would cancel it
+            self.layers.append(Linear(n_in, n_out, init, init_scale, bias))
             if norm != "none":
                 self.layers.append(NORMS[norm](n_out))
-            self.layers.append(ACTIVATIONS[activation]())
+            self.layers.append(Activation(activation))
             if dropout:
                 self.layers.append(Dropout(dropout, dropout_rng))
         self.layers.append(Linear(*sizes[-2:], init, init_scale))
-        self.first = next(layer for layer in self.layers if layer.shapes)  # whose dx nothing needs
-        self._allocate(dtype, num_values)
-        if rng is not None:
-            for layer in self.layers:
-                layer.init(rng)
+        self.with_params = [layer for layer in self.layers if layer.shapes]
+        self.num_params, num_buffers = 0, 0
+        for layer in self.with_params:
+            self.num_params += sum(map(math.prod, layer.shapes.values()))
+            num_buffers += sum(map(math.prod, layer.buffer_shapes.values()))
+        self.values = np.zeros(self.num_params + num_buffers, dtype)
+        self.grads = np.zeros(self.num_params, dtype)
+        self.make_views()
+        for layer in self.with_params if rng else ():
+            layer.init(rng)
+
+    def make_views(self):
+        """Make the layers' arrays views into the vectors."""
+        self.params, self.buffers = self.values[: self.num_params], self.values[self.num_params :]
+        self.views, self.weights, place = {}, [], {"params": 0, "grads": 0, "buffers": 0}
+        for number, layer in enumerate(self.with_params):
+            for kind in place:
+                arrays = {}
+                for name, shape in (layer.buffer_shapes if kind == "buffers" else layer.shapes).items():
+                    end = place[kind] + math.prod(shape)
+                    arrays[name] = getattr(self, kind)[place[kind] : end].reshape(shape)
+                    place[kind] = end
+                    if kind != "grads":
+                        self.views[f"{number}.{name}"] = arrays[name]
+                setattr(layer, kind, arrays)
+            if "W" in layer.shapes:
+                self.weights.append((layer.params["W"], layer.grads["W"]))
+
+    def __setstate__(self, state):  # of a copy or a pickle, whose views are no views any more
+        vars(self).update(state)
+        self.make_views()
 
     def forward(self, x, training=False):
-        """Logits (N, classes) of x (N, features)."""
+        """Logits (N, C) of standardized x (N, features)."""
         x = x.astype(self.params.dtype, copy=False)
         for layer in self.layers:
             x = layer.forward(x, training)
         return x
 
     def backward(self, dlogits, input_gradient=False):
-        """Fill `grads` from dlogits (N, classes) after a forward pass in training mode; return dx (N, features) if asked."""
+        """Fill `grads` from dlogits (N, C), after a forward pass in training mode; return dx if asked."""
         dout = dlogits
         for layer in reversed(self.layers):
-            if layer is self.first and not input_gradient:
+            if layer is self.with_params[0] and not input_gradient:  # its dx would be that of the pixels
                 return layer.backward(dout, input_gradient=False)
             dout = layer.backward(dout)
         return dout
 
     def predict_logits(self, X, batch_size=2000):
-        """Logits (N, classes) of all of X in eval mode, in batches that fit the processor's caches."""
-        logits = np.empty((len(X), self.config["sizes"][-1]), self.params.dtype)
-        for start in range(0, len(X), batch_size):
-            logits[start : start + batch_size] = self.forward(X[start : start + batch_size])
-        return logits
+        """Logits (N, C) of images (N, H, W) in [0, 1], or of features (N, F), in eval mode."""
+        batches = [X[start : start + batch_size] for start in range(0, len(X), batch_size)]
+        return np.concatenate([self.forward(data.standardize(x, self.mean, self.std)) for x in batches])
+
+    def hidden_outputs(self, X):
+        """[(N, neurons) after each activation] for standardized X (N, features), in eval mode."""
+        x, outputs = X, []
+        for layer in self.layers:
+            x = layer.forward(x)
+            if isinstance(layer, Activation):
+                outputs.append(x)
+        return outputs
 
     def add_penalties(self, l1, l2):
-        """Add the gradients of l1 sum |W| + l2 / 2 sum W^2 over all weights (not biases) to `grads`; return the penalty."""
+        """The penalty l1 sum |W| + l2 / 2 sum W^2 over all weights; adds its gradient to `grads`."""
         penalty = 0.0
         for W, dW in self.weights:
             if l1:
@@ -146,252 +410,364 @@ class MLP(FlatParameters):
         return penalty
 
     def clip_grad_norm(self, max_norm):
-        """Scale `grads`, as one vector, to the norm `max_norm` if it is larger (Pascanu et al. 2013, alg. 1)."""
+        """Scale `grads` to the norm `max_norm` if theirs is larger (Pascanu et al. 2013, algorithm 1)."""
         norm = float(np.sqrt(np.vdot(self.grads, self.grads)))
         if norm > max_norm:
             self.grads *= max_norm / norm
         return norm
 
 
-class Trainer(training.Trainer):
-    """Trains `model` with the settings `s` of this script; holds all that changes during training.
+CHUNK = 65_536  # elements updated at a time, so that they and their moments stay in the processor's cache
 
-    rngs: {"shuffle": Generator, "augment": ..., ...}, from `make_rngs`; num_images: size of the training set. transform:
-    makes the network's input (n, features) of a batch of training images; None where the images are that input.
+
+class Optimizer:
+    """`step(lr)` updates `params` by `grads`, two flat vectors (P,), in place, by a rule of OPTIMIZERS.
+
+    Its state is `moments` (number, P) and `t`, the number of steps. Moments of always-zero gradients, as of
+    pixels that are always black, decay into float32 subnormals (below 1e-38), about 100 times slower to
+    compute with; they are set to zero.
     """
 
-    def __init__(self, model, rngs, s, num_images, transform=None):
-        super().__init__(s, math.ceil(num_images / s.batch_size))
-        self.model, self.rngs, self.num_images, self.transform = model, rngs, num_images, transform
-        options = {"momentum": s.momentum} if s.optimizer in ("momentum", "nesterov") else {}
-        self.optimizer = OPTIMIZERS[s.optimizer](model.params, model.grads, **options)
-        self.plateau = ReduceLROnPlateau() if s.schedule == "plateau" else None
-        self.ema = EMA(model, s.ema_decay) if s.ema_decay else None
-        self.loss, _ = LOSSES[s.loss]
-        self.epoch, self.best_epoch, self.best_accuracy = 0, 0, 0.0
-        self.best = {"params": model.params.copy(), "buffers": model.buffers.copy()} if s.patience else {}
-        self.monitor = None  # a monitor.TrainingMonitor, optional
+    def __init__(self, name, params, grads, momentum=0.9):
+        num_moments, self.rule = OPTIMIZERS[name]
+        self.params, self.grads, self.momentum, self.t = params, grads, momentum, 0
+        self.moments = np.zeros((num_moments, len(params)), params.dtype)
 
-    def check_data(self, X, y):
-        data.check_data(X, y, self.model.config["sizes"][-1])
-
-    def train_step(self, x, y, lr):
-        """One step on the batch x (n, features), y (n,): (loss, number of correct predictions). Raises runs.Diverged."""
-        logits = self.model.forward(x, training=True)  # forward
-        loss, dlogits = self.loss(logits, y, self.s.label_smoothing)  # loss
-        if not np.isfinite(loss):
-            raise runs.Diverged(self.divergence_message({"train_loss": loss, "learning_rate": lr}, x))
-        self.model.backward(dlogits)  # backward
-        self.adjust_gradients()  # adjust
-        self.decay_weights(lr)
-        self.optimizer.step(lr)  # step
-        if self.ema:
-            self.ema.update()
-        return loss, np.count_nonzero(logits.argmax(axis=1) == y)
-
-    def adjust_gradients(self):
-        """Add the gradients of the L1 and L2 penalties, then clip."""
-        if self.s.l1 or self.s.l2:
-            self.model.add_penalties(self.s.l1, self.s.l2)
-        if self.s.max_grad_norm:
-            self.model.clip_grad_norm(self.s.max_grad_norm)
-
-    def decay_weights(self, lr):
-        """Weight decay, decoupled from the gradient (Loshchilov and Hutter 2019), in the form of torch.optim.AdamW."""
-        for W, _ in self.model.weights if self.s.weight_decay else ():
-            W *= 1 - lr * self.s.weight_decay
-
-    def lr_of_step(self, step):
-        """The learning rate of a step, counted from 0 over the whole training."""
-        total = self.s.epochs * self.steps_per_epoch
-        warmup_steps = round(self.s.warmup * total)
-        lr = lr_at(step / total, self.s.learning_rate, self.s.schedule, warmup_steps / total, 1 / (warmup_steps + 1))
-        return lr * self.plateau.factor if self.plateau else lr
-
-    def train_epoch(self, X, y, on_step=lambda loss: None):
-        """One epoch on X (N, ...), y (N,): (mean loss, accuracy, last learning rate)."""
-        buffer = np.empty((min(self.s.batch_size, self.num_images), *X.shape[1:]), X.dtype)
-        loss_sum, num_correct, first_step = 0.0, 0, self.epoch * self.steps_per_epoch
-        for number, batch in enumerate(data.batches(self.num_images, self.s.batch_size, self.rngs["shuffle"])):
-            if self.monitor and number == self.steps_per_epoch - 1:
-                self.monitor.before_step()
-            lr = self.lr_of_step(first_step + number)
-            x = np.take(X, batch, axis=0, out=buffer[: len(batch)], mode="clip")  # mode="raise" would copy once more
-            x = self.transform(x) if self.transform else x
-            loss, correct = self.train_step(x, y[batch], lr)
-            loss_sum += loss * len(batch)
-            num_correct += correct
-            on_step(loss)
-        return loss_sum / self.num_images, num_correct / self.num_images, lr
-
-    def evaluate(self, X, y):
-        """(loss, accuracy) on X (N, features), y (N,) in eval mode, by the EMA of the weights if there is one."""
-        if self.ema:
-            self.ema.swap()
-        logits = self.model.predict_logits(X)
-        loss, accuracy = self.loss(logits, y)[0], training.accuracy(logits, y)
-        if self.ema:
-            self.ema.swap()
-        return loss, accuracy
-
-    def on_epoch_end(self, row):
-        """Update what depends on validation; return the monitor's advice, a list of lines."""
-        self.epoch += 1
-        if self.plateau:
-            self.plateau.step(row["val_loss"])
-        if self.s.patience and row["val_accuracy"] > self.best_accuracy:
-            weights = self.ema or self.model
-            self.best_epoch, self.best_accuracy = self.epoch, row["val_accuracy"]
-            self.best["params"][:], self.best["buffers"][:] = weights.params, weights.buffers
-        return self.monitor.on_epoch_end(self.epoch, row["learning_rate"]) if self.monitor else []
-
-    @property
-    def should_stop(self):
-        return bool(self.s.patience) and self.epoch - self.best_epoch >= self.s.patience
-
-    def finish(self):
-        """Leave the best weights, or their EMA, in the model."""
-        if self.s.patience:
-            self.model.params[:], self.model.buffers[:] = self.best["params"], self.best["buffers"]
-        elif self.ema:
-            self.ema.swap()
-
-    def divergence_message(self, row, X):
-        """Why the loss of the row is not finite and what to do. X (N, features): inputs for which it is not."""
-        split, loss = ("", row["train_loss"]) if not np.isfinite(row["train_loss"]) else ("validation ", row["val_loss"])
-        if split and self.ema:
-            self.ema.swap()
-        return (f"the {split}loss became {loss} in epoch {self.epoch + 1} ({locate_nonfinite(self.model, X)}), at learning "
-                f"rate {row['learning_rate']:g}: {large_step_advice(self.s)}")  # fmt: skip
-
-    def state_dict(self):
-        """({name: array}, metadata): all that a new Trainer needs to continue bit for bit. The arrays are not copies."""
-        tensors = {"params": self.model.params, "buffers": self.model.buffers, "optimizer": self.optimizer.state}
-        if self.ema:
-            tensors |= {"ema.params": self.ema.params, "ema.buffers": self.ema.buffers}
-        metadata = {
-            "epoch": self.epoch, "best_epoch": self.best_epoch, "best_accuracy": self.best_accuracy,
-            "optimizer_t": self.optimizer.t, "ema_t": self.ema.t if self.ema else 0,
-            "plateau": vars(self.plateau) if self.plateau else {}, "history": self.history,
-            "monitor": self.monitor.state_dict() if self.monitor else {},
-            "rngs": {name: rng.bit_generator.state for name, rng in self.rngs.items()}, "step_losses": self.step_losses,
-        }  # fmt: skip
-        return tensors | {f"best.{name}": array for name, array in self.best.items()}, metadata
-
-    def load_state_dict(self, tensors, metadata):
-        """Continue from what `state_dict` has returned. Raises one of files.DAMAGED where that does not fit."""
-        self.load_history(metadata["history"], metadata["step_losses"])
-        files.copy_into(self.state_dict()[0], tensors)
-        self.epoch = len(self.history["epoch"])
-        self.optimizer.t = self.epoch * self.steps_per_epoch
-        if self.ema:
-            self.ema.t = self.optimizer.t
-        for loss in self.history["val_loss"] if self.plateau else ():
-            self.plateau.step(loss)
-        for epoch, accuracy in enumerate(self.history["val_accuracy"] if self.s.patience else (), 1):
-            if accuracy > self.best_accuracy:
-                self.best_epoch, self.best_accuracy = epoch, accuracy
-        if self.monitor:
-            self.monitor.load_state_dict(metadata["monitor"])
-        for name, rng in self.rngs.items():
-            rng.bit_generator.state = metadata["rngs"][name]
+    def step(self, lr):
+        self.t += 1
+        for start in range(0, len(self.params), CHUNK):
+            chunk = slice(start, start + CHUNK)
+            self.rule(self, lr, self.params[chunk], self.grads[chunk], *self.moments[:, chunk])
+        if self.t % 100 == 0:  # 0.9^100 = 3e-5: what is above 1e-30 stays above 1e-38 for 100 steps
+            self.moments[np.abs(self.moments) < 1e-30] = 0
 
 
-def save(path, model, metadata):
-    """Write the model and the dict `metadata` (JSON: normalization, classes) as one safetensors file."""
-    files.save_weights(path, model.views, {"model": "mlp", **model.config, **metadata})
+def sgd(optimizer, lr, p, g):
+    """params -= lr grad  (Robbins and Monro 1951)."""
+    p -= lr * g
 
 
-def restore(path):
-    """(model, metadata) of a file that `save` wrote. Raises files.FileError."""
-    tensors, metadata = files.load_weights(path, "mlp")
-    with files.checked_format(path):
-        model = MLP(metadata["sizes"], activation=metadata["activation"], norm=metadata["norm"],
-                    num_values=sum(array.size for array in tensors.values()))  # fmt: skip
-        files.copy_into(model.views, tensors)
-    return model, metadata
+def momentum(optimizer, lr, p, g, v):
+    """v = momentum v + grad;  params -= lr v  (Polyak 1964, in the form of torch.optim.SGD)."""
+    v *= optimizer.momentum
+    v += g
+    p -= lr * v
+
+
+def nesterov(optimizer, lr, p, g, v):
+    """v as for momentum;  params -= lr (grad + momentum v)  (Sutskever et al. 2013, in the form of torch)."""
+    v *= optimizer.momentum
+    v += g
+    p -= lr * (g + optimizer.momentum * v)
+
+
+def rmsprop(optimizer, lr, p, g, v, decay=0.99, eps=1e-8):
+    """v = decay v + (1 - decay) grad^2;  params -= lr grad / (sqrt(v) + eps)  (Tieleman and Hinton 2012)."""
+    v *= decay
+    v += (1 - decay) * (g * g)
+    p -= lr * (g / (np.sqrt(v) + eps))
+
+
+def adam(optimizer, lr, p, g, m, v, beta1=0.9, beta2=0.999, eps=1e-8):
+    """Adam (Kingma and Ba 2015, algorithm 1):
+
+        m = beta1 m + (1 - beta1) grad;  v = beta2 v + (1 - beta2) grad^2
+        params -= lr (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps)
+
+    Here m and v are stored without their factors 1 - beta1 and 1 - beta2. These and the bias corrections are
+    in the factor of the step and in that of eps: the same result with two passes over the arrays fewer.
+    """
+    m *= beta1
+    m += g
+    v *= beta2
+    v += g * g
+    root = math.sqrt((1 - beta2) / (1 - beta2**optimizer.t))  # sqrt(v) * root = sqrt(v_hat)
+    factor = lr * (1 - beta1) / (1 - beta1**optimizer.t) / root
+    p -= factor * (m / (np.sqrt(v) + eps / root))
+
+
+# {name: (number of moments, rule)}; adamw is adam, since weight decay is in Trainer.adjust for all of them
+OPTIMIZERS = {"sgd": (0, sgd), "momentum": (1, momentum), "nesterov": (1, nesterov), "rmsprop": (1, rmsprop)}
+OPTIMIZERS |= {"adam": (2, adam), "adamw": (2, adam)}
+
+
+def lr_at(step, total, s):
+    """The learning rate of a step, counted from 0, of `total` steps, with the settings s.
+
+    During s.warmup of the training it rises linearly to its peak. Then "linear" falls linearly to 0 (Smith
+    and Topin 2018, without their last phase), "cosine" falls to 0 along half a cosine (Loshchilov and Hutter
+    2017, eq. 5), "exponential" falls to a hundredth, "step" falls to a tenth at one half of the rest and to a
+    hundredth at three quarters (He et al. 2016, section 4.2); "constant" and "plateau" stay at the peak.
+    """
+    warmup = round(s.warmup * total)
+    if step < warmup:
+        return s.learning_rate * (step + 1) / (warmup + 1)
+    done = (step - warmup) / (total - warmup)
+    factors = {"linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2, "exponential": 0.01**done}
+    factors["step"] = 1 if done < 0.5 else 0.1 if done < 0.75 else 0.01
+    return s.learning_rate * factors.get(s.schedule, 1)
+
+
+def plateau_factor(losses, patience=3):
+    """The factor of the learning rate after epochs with these validation losses, for the schedule "plateau".
+
+    It is divided by 10 when the loss has not improved by 0.01 % for more than `patience` epochs, as by
+    torch.optim.lr_scheduler.ReduceLROnPlateau, whose patience is 10, and which ignores changes below 1e-8.
+    """
+    factor, best, num_bad_epochs = 1.0, math.inf, 0
+    for loss in losses:
+        num_bad_epochs = 0 if loss < best * (1 - 1e-4) else num_bad_epochs + 1
+        best = loss if num_bad_epochs == 0 else best
+        if num_bad_epochs > patience:
+            factor, num_bad_epochs = factor / 10, 0
+    return factor
 
 
 def make_rngs(seed):
     """Independent generators {"init": ..., "shuffle": ..., "dropout": ..., "augment": ...}."""
     names = ("init", "shuffle", "dropout", "augment")
-    return dict(zip(names, map(np.random.default_rng, np.random.SeedSequence(seed).spawn(len(names))), strict=True))
+    seeds = np.random.SeedSequence(seed).spawn(len(names))
+    return dict(zip(names, map(np.random.default_rng, seeds), strict=True))
 
 
-def build(num_features, num_classes, s, dtype=np.float32):
-    """(an untrained MLP with the settings `s` of this script, its random generators). Raises settings.SettingError."""
-    check_settings(s)
-    rngs = make_rngs(s.seed)
-    model = MLP((num_features, *s.hidden, num_classes), rngs["init"], activation=s.activation, norm=s.norm,
-                dropout=s.dropout, input_dropout=s.input_dropout, init=s.init, init_scale=s.init_scale,
-                dropout_rng=rngs["dropout"], dtype=dtype)  # fmt: skip
-    return model, rngs
+class Trainer:
+    """What changes while an MLP is trained on images.train with the settings s, to be saved and resumed."""
+
+    def __init__(self, images, s):
+        X, self.s, self.rngs = images.train.X, s, make_rngs(s.seed)
+        sizes = (math.prod(X.shape[1:]), *s.hidden, len(images.classes))
+        options = s.activation, s.norm, s.dropout, s.input_dropout, s.init, s.init_scale
+        self.model = MLP(sizes, self.rngs["init"], self.rngs["dropout"], X.dtype, *options)
+        self.model.mean, self.model.std = data.normalization_stats(X, s.normalize)
+        self.optimizer = Optimizer(s.optimizer, self.model.params, self.model.grads, s.momentum)
+        self.ema, self.best = self.model.values.copy(), self.model.values.copy()
+        self.monitor = monitor.Monitor(self.model, X[:1000], s)
+        self.loss, _ = LOSSES[s.loss]
+        self.history, self.step_losses = {"epoch": []}, []
+
+    def train_step(self, x, y, lr):
+        """One step on the batch x (n, features), y (n,): (loss, number of correct predictions)."""
+        logits = self.model.forward(x, training=True)  # forward
+        loss, dlogits = self.loss(logits, y, self.s.label_smoothing)  # loss
+        self.model.backward(dlogits)  # backward
+        self.adjust(lr)  # penalties, clipping, weight decay
+        self.optimizer.step(lr)  # step
+        if self.s.ema_decay:
+            self.average()
+        return loss, np.count_nonzero(logits.argmax(axis=1) == y)
+
+    def adjust(self, lr):
+        """Add the penalties' gradients, clip; decay the weights, decoupled (Loshchilov and Hutter 2019)."""
+        if self.s.l1 or self.s.l2:
+            self.model.add_penalties(self.s.l1, self.s.l2)
+        if self.s.max_grad_norm:
+            self.model.clip_grad_norm(self.s.max_grad_norm)
+        for W, _ in self.model.weights if self.s.weight_decay else ():
+            W *= 1 - lr * self.s.weight_decay
+
+    def average(self):
+        """Update the exponential moving average of parameters and buffers (Polyak and Juditsky 1992).
+
+        The decay at step t is min(decay, (1 + t) / (10 + t)), so that the first weights are soon forgotten.
+        """
+        t = self.optimizer.t
+        weight = 1 - min(self.s.ema_decay, (1 + t) / (10 + t))
+        self.ema += weight * (self.model.values - self.ema)
+
+    def swap(self):
+        """Exchange parameters and buffers with their average, if any; a second call restores them."""
+        if self.s.ema_decay:
+            self.ema[:], self.model.values[:] = self.model.values.copy(), self.ema.copy()
+
+    def augment(self, X):
+        """The network's inputs (n, features): images X (n, H, W) in [0, 1], changed and standardized."""
+        X = data.augment(X, self.rngs["augment"], self.s.flip, self.s.shift, self.s.erase)
+        return data.standardize(X, self.model.mean, self.model.std)
+
+    def evaluate(self, X, y):
+        """(loss, accuracy) on X (N, H, W) or (N, F), y (N,) in eval mode, by the average of the weights."""
+        self.swap()
+        logits = self.model.predict_logits(X)
+        self.swap()
+        return self.loss(logits, y)[0], run.accuracy(logits, y)
+
+    def end_epoch(self, row):
+        """Record the row of an epoch, keep the best weights; return the monitor's advice."""
+        for column, value in row.items():
+            self.history.setdefault(column, []).append(value)
+        if self.s.patience and self.best_epoch == row["epoch"]:
+            self.best[:] = self.ema if self.s.ema_decay else self.model.values
+        return self.monitor.end_epoch(row["epoch"], row["learning_rate"])
+
+    @property
+    def best_epoch(self):
+        """The first epoch with the highest validation accuracy."""
+        return 1 + int(np.argmax(self.history["val_accuracy"])) if self.history["epoch"] else 0
+
+    def state_dict(self):
+        """(arrays, not copied, and numbers): all that a new Trainer needs to continue bit for bit."""
+        arrays = {"values": self.model.values, "moments": self.optimizer.moments}
+        arrays |= {"ema": self.ema, "best": self.best}
+        states = {name: rng.bit_generator.state for name, rng in self.rngs.items()}
+        numbers = {"t": self.optimizer.t, "history": self.history, "step_losses": self.step_losses}
+        return arrays, numbers | {"monitor": self.monitor.state(), "rngs": states}
+
+    def load_state_dict(self, arrays, numbers):
+        """Continue from what `state_dict` has returned."""
+        for name, array in self.state_dict()[0].items():
+            array[...] = arrays[name]
+        self.optimizer.t = numbers["t"]
+        self.history, self.step_losses = numbers["history"], numbers["step_losses"]
+        self.monitor.history, self.monitor.reported = numbers["monitor"]
+        for name, rng in self.rngs.items():
+            rng.bit_generator.state = numbers["rngs"][name]
+
+
+def train(images, s, folder=None, on_epoch=lambda history: False):
+    """A new MLP with the settings s, trained on images.train: (model, history {column: [by epoch]}).
+
+    images: a data.Dataset, of images or of features; without images.val nothing is evaluated. train_loss and
+    train_accuracy are means over the epoch's batches as they were trained on, train_eval_* those of 5,000
+    training images in eval mode. With a run.RunFolder, each epoch is logged, a checkpoint and at the end
+    figures are written, and a training of s.resume continues. on_epoch(history) is called after each epoch;
+    if it returns true, the training ends. Raises run.Diverged when the loss is no longer finite.
+    """
+    trainer = Trainer(images, s)
+    model, X, y = trainer.model, images.train.X, images.train.y
+    data.check_data(X, y, len(images.classes))
+    augmented = bool(s.flip or s.shift or s.erase)
+    if s.augment_once or not augmented:  # (N, 28, 28) -> (N, 784)
+        X = trainer.augment(X) if augmented else data.standardize(X, model.mean, model.std)
+    if s.resume and (checkpoint := folder.load_checkpoint()):  # after the only draw of s.augment_once
+        trainer.load_state_dict(*checkpoint)
+    epoch, steps = len(trainer.history["epoch"]), math.ceil(len(y) / s.batch_size)
+    plateau = s.schedule == "plateau"
+    bar = tqdm(total=s.epochs * steps, initial=epoch * steps, disable=None if folder else True, leave=False)
+    with bar, np.errstate(over="ignore", invalid="ignore"):  # run.Diverged says it better
+        while epoch < s.epochs and not (s.patience and epoch - trainer.best_epoch >= s.patience):
+            start, epoch, loss_sum, num_correct = time.perf_counter(), epoch + 1, 0.0, 0
+            batches = data.batches(len(y), s.batch_size, trainer.rngs["shuffle"])
+            factor = plateau_factor(trainer.history.get("val_loss", ())) if plateau else 1
+            for step, batch in enumerate(batches, (epoch - 1) * steps):
+                if batch is batches[-1]:
+                    trainer.monitor.before_step()
+                lr = factor * lr_at(step, s.epochs * steps, s)
+                x = trainer.augment(X[batch]) if augmented and not s.augment_once else X[batch]  # (n, 784)
+                loss, correct = trainer.train_step(x, y[batch], lr)
+                loss_sum += loss * len(batch)
+                num_correct += correct
+                bar.update()
+                if s.log_steps:
+                    trainer.step_losses.append(loss)
+                if not math.isfinite(loss):
+                    break
+            row = {"epoch": epoch, "train_loss": loss_sum / len(y), "train_accuracy": num_correct / len(y)}
+            if images.val and math.isfinite(loss):
+                few = images.train.X[:5000], y[:5000]
+                row["train_eval_loss"], row["train_eval_accuracy"] = trainer.evaluate(*few)
+                row["val_loss"], row["val_accuracy"] = trainer.evaluate(images.val.X, images.val.y)
+                loss = row["val_loss"]
+            row |= {"learning_rate": lr, "seconds": time.perf_counter() - start}
+            if folder and s.log_steps:
+                folder.log_steps(trainer.step_losses)
+            if not math.isfinite(loss):
+                where = f"in step {step + 1} (epoch {epoch}), at learning rate {lr:g}"
+                raise run.Diverged(f"the loss became {loss} {where}: {monitor.large_step_advice(s)}")
+            advice = trainer.end_epoch(row)
+            if folder:
+                folder.log(trainer.history)
+                folder.save_checkpoint(*trainer.state_dict())
+                tqdm.write("".join(f"{line}\n" for line in advice), end="")
+            if on_epoch(trainer.history):
+                break
+    if s.patience:
+        model.values[:] = trainer.best
+    else:
+        trainer.swap()
+    if folder and s.figures:
+        folder.save(training_figures(trainer, images, steps))
+    return model, trainer.history
+
+
+def curves(histories, title, s):
+    """Figure of loss and accuracy by epoch; histories: {name: history}."""
+    augmented = bool(s.flip or s.shift or s.erase)
+    return plots.curves(histories, title, augmented, s.label_smoothing, s.train_on_val)
+
+
+def training_figures(trainer, images, steps):
+    """{file name: Figure} of a finished training of `steps` steps per epoch."""
+    model, s, history, watched = trainer.model, trainer.s, trainer.history, trainer.monitor
+    title, shape = plots.run_title(f"NumPy MLP {model.name}", images.name, s.seed), images.train.X.shape[1:]
+    rates = [lr_at(step, s.epochs * steps, s) for step in range(len(history["epoch"]) * steps)]
+    if s.schedule == "plateau":  # which lowers it after an epoch
+        rates = np.repeat(history["learning_rate"], steps)
+    layers = monitor.distributions(model, watched.X, images.train.y[:1000], trainer.loss)
+    figures = {
+        "curves.png": curves({title: history}, title, s),
+        "learning_rate.png": plots.learning_rate(rates, steps, title),
+        "distributions.png": plots.distributions(*layers, title),
+        "monitor.png": plots.monitor(watched.history, watched.names, title),
+    }
+    if len(shape) == 2:  # not features
+        figures["first_layer.png"] = plots.first_layer(model.weights[0][0], shape, title)
+    if s.log_steps:
+        figures["loss_by_step.png"] = plots.loss_by_step(trainer.step_losses, steps, title)
+    return figures
+
+
+def save(path, model, **metadata):
+    """Write the network, and metadata such as its classes, as one safetensors file."""
+    scale = {"mean": np.asarray(model.mean).tolist(), "std": np.asarray(model.std).tolist()}
+    run.save_weights(path, model.views, {"model": "mlp"} | model.config | scale | metadata)
+
+
+def restore(path):
+    """(model, metadata) of a file that `save` wrote. Raises run.Error."""
+    arrays, metadata = run.load_weights(path, "mlp")
+    model = MLP(metadata["sizes"], activation=metadata["activation"], norm=metadata["norm"])
+    model.mean, model.std = np.asarray(metadata["mean"]), np.asarray(metadata["std"])
+    for name, view in model.views.items():
+        view[...] = arrays[name]
+    return model, metadata
+
+
+def settings(**changes):
+    """The settings of this script, a namespace: its constants, those of data.py and run.py, with changes."""
+    return run.settings(sys.modules[__name__], data, run, **changes)
 
 
 def check_settings(s):
-    """Raise settings.SettingError for settings that cannot be combined."""
+    """Raise run.Error for settings that cannot be combined."""
     if s.norm == "batch" and s.batch_size == 1:
-        raise settings.SettingError("--batch-size 1: batch normalization needs 2 images or more")
+        raise run.Error("--batch-size 1: batch normalization needs 2 images or more")
     if s.learning_rate * s.weight_decay >= 1:
-        raise settings.SettingError(f"--weight-decay {s.weight_decay:g}: with --learning-rate {s.learning_rate:g} one step "
-                                    "would remove all of the weights; lower one of them")  # fmt: skip
+        raise run.Error("--weight-decay: times --learning-rate, it must be below 1")
+    if s.train_on_val and (s.patience or s.schedule == "plateau"):
+        raise run.Error("--train-on-val: leaves no images for --patience and --schedule plateau")
 
 
-def train(X, y, X_val, y_val, num_classes, s, log):
-    """A new MLP with the settings `s` of this script, trained: (model, history). X (N, features), y (N,)."""
-    trainer = Trainer(*build(X.shape[1], num_classes, s), s, len(y))
-    trainer.fit(X, y, X_val, y_val, log)
-    return trainer.model, trainer.history
-
-
-def run(s, images=None, on_epoch=None):
-    """The whole job with the settings `s`: load, train, evaluate, save. Return the content of metrics.json.
-
-    images: the dataset, if it is already loaded. on_epoch: called with each epoch's row of the history.
-    """
-    images = images or data.load_for(s)
+def run_once(s, images=None):
+    """One run: load, train, evaluate, save. Returns its folder, history, metrics and model."""
+    check_settings(s)
+    images = images or data.load(s)
+    data.check_augmentation(s, images)
     s = SimpleNamespace(**vars(s) | {"epochs": min(s.epochs, 5)}) if s.quick else s
-    mean, std = data.normalization_stats(images.train.X, s.normalize)
-    X_val, X_test, X_eval = (data.standardize(X, mean, std) for X in (  # (N, 28, 28) -> (N, 784)
-        images.val.X, images.test.X, images.train.X[: training.TRAIN_EVAL_SIZE]))  # fmt: skip
-    model, rngs = build(X_val.shape[1], len(images.classes), s)
-    trainer, augmented = Trainer(model, rngs, s, len(images.train.y)), s.flip or s.shift or s.erase
-
-    def augment(x):  # (n, 28, 28) -> (n, 784)
-        return data.standardize(data.augment(x, rngs["augment"], s.flip, s.shift, s.erase), mean, std)
-
-    X = images.train.X
-    if augmented and not s.augment_once:
-        trainer.transform = augment
-    else:
-        X = augment(X) if augmented else data.standardize(X, mean, std)
-    trainer.monitor = TrainingMonitor(model, X_val[:1000], s)
-    split = data.digest(images.train.indices, images.train.y)
-
-    with runs.Run("mlp_from_scratch", s, on_epoch) as run:
-        if s.resume:
-            runs.load_checkpoint(trainer, s, split)
-            run.resume(trainer.history)
-        trainer.fit(X, images.train.y, X_val, images.val.y, run.log, lambda: run.save_checkpoint(trainer, split),
-                    (X_eval, images.train.y[: len(X_eval)]))  # fmt: skip
-        metadata = {"dataset": images.name, "classes": images.classes, "image_shape": images.image_shape}
-        metadata |= {"mean": np.asarray(mean).tolist(), "std": np.asarray(std).tolist()}
-        logits = {"val": model.predict_logits(X_val), "test": model.predict_logits(X_test)}
+    with run.RunFolder("mlp_from_scratch", s) as folder:
+        model, history = train(images, s, folder)
+        results = run.evaluate(images, model.predict_logits, s, LOSSES[s.loss])
         if s.save_weights:
-            metadata |= training.for_prediction(images, logits["val"], s.loss)
-            save(run.path / "weights.safetensors", model, metadata)
-        tta = tta_logits(s, lambda X: model.predict_logits(data.standardize(X, mean, std)), images, logits)
-        title = plots.run_title(f"NumPy MLP {model.name}", images.name, s.seed)
-        run.save(trainer.step_log(title))
-        figures = numpy_nn.figures.of_training(trainer, X_val[:1000], images.val, title) if s.figures else {}
-        best = {"best_epoch": trainer.best_epoch} if s.patience else {}
-        return training.report(run, images, title, f"NumPy MLP {model.name}", logits, tta, loss=s.loss,
-                               curves=figures, model=f"NumPy MLP {model.name}", parameters=len(model.params), **best)
+            about = run.describe(images, results.metrics["temperature"])
+            save(folder.path / "weights.safetensors", model, loss=s.loss, **about)
+        name, about = f"NumPy MLP {model.name}", {"parameters": len(model.params)}
+        metrics = folder.finish(images, name, results, plots.evaluation, **about)
+    return SimpleNamespace(folder=folder.path, history=history, metrics=metrics, model=model)
 
 
 def main(argv=None):
-    runs.run_seeds("mlp_from_scratch", run, settings.parse(sys.modules[__name__], data, runs, argv=argv), check_settings)
+    s = run.parse(argv, sys.modules[__name__], data, run)
+    return run.run_seeds("mlp_from_scratch", run_once, s, curves)
 
 
 if __name__ == "__main__":
-    entry.cli(main)
+    run.cli(main)

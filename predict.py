@@ -1,326 +1,237 @@
-"""Classify your own pictures: any PNG, JPEG or WebP file, or a folder of them, with the trained networks in models/.
+"""Classify your own pictures: picture files, or a folder of them, with the trained networks in models/.
 
     python predict.py shoe.jpg
     python predict.py FOLDER --output-dir runs/my_pictures
     python predict.py shoe.jpg --model runs/hybrid_train/DATE/hybrid.safetensors
 
-The garment is found, cropped and made a 28 x 28 image as in the dataset (pictures/garment.py). Prints the three most
-probable classes of each network and writes predictions.csv and a figure. From Python:
+The garment is found, cropped and made a 28 x 28 image as in the dataset (extras/garment.py). Prints the most
+probable classes of each network, and writes predictions.csv and a figure. From Python:
 
     from predict import load, classify
     for prediction in classify("shoe.jpg", load()):
         print(prediction.model, prediction.label, prediction.probability, prediction.warning)
 """
 
-from support import entry
-
-if __name__ == "__main__":  # before the slow imports: Ctrl-C
-    entry.prepare()
-
 import argparse
-import contextlib
-import csv
-import io
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from matplotlib.patches import Rectangle
 
+import cnn_feature_extraction as cnn
 import data
+import hybrid_train
 import mlp_from_scratch as mlp
-from numpy_nn.calibration import calibrated
-from numpy_nn.layers import LOSSES
-from pictures import figures, ood
-from pictures.garment import find, whole
-from support import files, runs, settings
+import plots
+import run
+from extras import garment, transfer_learning
 
-# ---- settings: edit here ----
 MODELS = ("mlp", "cnn", "hybrid")  # files of models/ that predict without --model
 TOP = 3  # classes that are printed for each network
-DETAILED = 10  # with more pictures, or a folder, contact sheets replace the detailed figure
-# ----
+UNCERTAIN = 0.7  # a largest probability below this gives a warning
+COLUMNS, SHOWN = 6, 48  # of pictures on a contact sheet
+HEADER = ("picture", "model", "class", "probability", "warning")  # of predictions.csv
+KINDS = {  # metadata["model"] of a weights file: the kind of network, and what restores it
+    "mlp": ("MLP", mlp.restore),
+    "cnn": ("CNN", cnn.restore),
+    "hybrid": ("hybrid", hybrid_train.restore),
+    "resnet18": ("ResNet18", transfer_learning.restore),
+}
 
-WARNING = "unlike the training images"
-COLUMNS = ("picture", "model", "class", "probability", "warning")  # of predictions.csv
-SUFFIXES = {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp",  # of pictures; those below are named and skipped
-            ".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif"}  # fmt: skip
 
-
-class Classifier(NamedTuple):
+class Network(NamedTuple):
     """A trained network with what its weights file says about it."""
 
     name: str  # "NumPy MLP 784-256-128-10"
+    kind: str  # "MLP", "CNN", "hybrid" or "ResNet18"
+    logits: Callable  # images (N, H, W) in [0, 1] -> logits (N, C)
+    probabilities: Callable  # logits (N, C) -> probabilities (N, C)
     classes: tuple
-    shape: tuple  # of its images: (height, width) in pixels
-    logits: Any  # a function: images (N, height, width) in [0, 1] -> logits (N, classes)
-    network: Any  # the CNN or hybrid as a PyTorch module; None for the MLP
-    temperature: float  # of temperature scaling; 1 in an older file
-    loss: str
-    detector: Any  # pictures.ood.Detector; None in an older file
-    garments: bool  # whether the garment is looked for in a picture; networks for data of one's own see all of it
+    shape: tuple  # of its images: (H, W)
+    temperature: float  # of temperature scaling
+    bright_on_dark: bool  # its images are as those of the dataset; others are whole pictures
 
 
 class Prediction(NamedTuple):
-    """What one network says about one picture."""
+    """What a network says about a picture."""
 
     picture: str
     model: str
+    kind: str
     label: str  # the predicted class
-    probability: float  # after temperature scaling
+    probability: float  # of that class, after temperature scaling
     warning: str  # "", or why not to believe it
     probabilities: dict  # {class: probability}, from the highest to the lowest
-    garment: Any  # pictures.garment.Garment: image (height, width), box, inverted, picture
+    garment: garment.Garment  # what the network saw
+
+
+# ---- networks and predictions
 
 
 def load(*paths):
-    """The networks of weights files of this project as a list of Classifier; without paths, of models/.
+    """The networks of weights files as a list of Network; without paths, of models/. Raises run.Error."""
+    paths = paths or [run.ROOT / "models" / f"{name}.safetensors" for name in MODELS]
+    networks = [load_file(path) for path in paths]
+    names = [network.name for network in networks]
+    if len(set(names)) < len(names):  # of one architecture
+        names = [f"{name} ({path})" for name, path in zip(names, paths, strict=True)]
+    return [network._replace(name=name) for network, name in zip(networks, names, strict=True)]
 
-    Raises files.FileError for a file that is missing, damaged, or not a network for images.
+
+def load_file(path):
+    """The Network of a weights file. Raises run.Error."""
+    metadata = run.load_weights(path)[1]
+    if metadata.get("model") not in KINDS:
+        raise run.Error(f"{path}: contains a {metadata.get('model')}, expected one of {', '.join(KINDS)}")
+    if metadata.get("input") == "features":
+        raise run.Error(f"{path}: classifies the features of a CNN, not pictures; give hybrid.safetensors")
+    kind, restore = KINDS[metadata["model"]]
+    model, _ = restore(path)
+    name, logits = model.name, lambda X: cnn.predict_logits(model, X)
+    if kind == "MLP":
+        name, logits = f"NumPy MLP {model.name}", model.predict_logits
+    if kind == "hybrid":
+        name += f" + NumPy MLP {model.classifier.mlp.name}"
+    probabilities = mlp.LOSSES[metadata.get("loss", "softmax")][1]
+    classes, shape = tuple(metadata["classes"]), tuple(metadata["image_shape"])
+    about = metadata["temperature"], metadata.get("bright_on_dark", True)
+    return Network(name, kind, logits, probabilities, classes, shape, *about)
+
+
+def classify(picture, networks):
+    """A list with the Prediction of each Network.
+
+    picture: path, PIL image, or array (H, W), (H, W, 3) or (H, W, 4) of uint8, or of floats in [0, 1]. Raises
+    run.Error for what cannot be read, or shows a single color.
     """
-    folder = Path(__file__).resolve().parent / "models"
-    paths = list(dict.fromkeys(map(Path, paths))) or [folder / f"{name}.safetensors" for name in MODELS]
-    loaded = list(map(load_one, paths))
-    names = [classifier.name for classifier in loaded]
-    return [classifier._replace(name=f"{classifier.name} ({path})") if names.count(classifier.name) > 1 else classifier
-            for classifier, path in zip(loaded, paths, strict=True)]  # fmt: skip
-
-
-def load_one(path):
-    if path.is_dir():
-        inside = sorted(file.name for file in path.glob("*.safetensors") if file.name != runs.CHECKPOINT)
-        raise files.FileError(f"{path}: is a folder; name one of its weights files: {', '.join(inside) or 'there is none'}")
-    _, metadata = files.load_weights(path)
-    loaders = {"mlp": load_mlp, "cnn": load_cnn, "hybrid": load_hybrid, "resnet18": load_resnet}
-    kind = metadata.get("model")
-    if kind not in loaders:
-        raise files.FileError(f"{path}: contains {files.KINDS.get(kind, 'another model')}; give weights.safetensors, "
-                              "backbone.safetensors, hybrid.safetensors or resnet18.safetensors")  # fmt: skip
-    shape = metadata.get("image_shape", (28, 28))
-    name, logits, network = loaders[kind](path, shape)
-    with files.checked_format(path):
-        temperature, loss = float(metadata.get("temperature", 1.0)), metadata.get("loss", "softmax")
-        detector = ood.Detector(metadata["ood"]) if "ood" in metadata else None
-        if not 0 < temperature < np.inf or loss not in LOSSES:
-            raise ValueError(f"temperature {temperature}, loss {loss}")
-        if detector:
-            detector.is_unlike(np.zeros((1, *shape)))
-        garments = bool(metadata.get("bright_on_dark", True))
-        return Classifier(name, tuple(metadata["classes"]), tuple(shape), logits, network, temperature, loss, detector,
-                          garments)  # fmt: skip
-
-
-def load_mlp(path, shape):
-    """(name, function for logits, None) of the NumPy MLP in the file `path`, for images of that shape."""
-    model, metadata = mlp.restore(path)
-    if metadata.get("input") == "features" or np.prod(shape) != model.config["sizes"][0]:
-        raise files.FileError(f"{path}: classifies the features of a CNN, not pictures; give hybrid.safetensors beside it")
-    with files.checked_format(path):
-        mean, std = np.asarray(metadata["mean"], float), np.asarray(metadata["std"], float)
-        data.standardize(np.zeros((1, *shape), np.float32), mean, std)
-    return f"NumPy MLP {model.name}", lambda X: model.predict_logits(data.standardize(X, mean, std)), None
-
-
-def load_cnn(path, shape):
-    """The same of a CNN; the last is its module."""
-    from torch_cnn import backbone, features  # with PyTorch, which the MLP does without
-
-    model, _ = backbone.restore(path)
-    return model.name, lambda X: features.predict_logits(model, X), model
-
-
-def load_hybrid(path, shape):
-    """The same of a hybrid."""
-    import hybrid_train
-    from torch_cnn import features
-
-    model, _ = hybrid_train.restore(path)
-    return f"{model.name} + NumPy MLP {model.classifier.mlp.name}", lambda X: features.predict_logits(model, X), model
-
-
-def load_resnet(path, shape):
-    """(name, function for logits, None) of a ResNet18."""
-    from torch_cnn import features, resnet
-
-    model, _ = resnet.restore(path)
-    return model.name, lambda X: features.predict_logits(model, X), None
-
-
-def classify(picture, classifiers):
-    """A list with the Prediction of each Classifier.
-
-    picture: path of a PNG, JPEG or WebP file, a Pillow image, or an array (height, width), (..., 3) or (..., 4), of floats
-    in [0, 1] or of uint8. Raises files.FileError for a picture that cannot be read, is none or shows a single color.
-    """
-    name, predictions = str(picture) if isinstance(picture, (str, Path)) else "", []
-    kinds = {(classifier.garments, classifier.shape) for classifier in classifiers}
-    views = {(garments, shape): (find if garments else whole)(picture, shape) for garments, shape in kinds}
-    for classifier in classifiers:
-        garment = views[classifier.garments, classifier.shape]
-        X = garment.image[None]  # (1, height, width)
-        p = calibrated(classifier.logits(X), classifier.temperature, classifier.loss)[0]
+    name = os.fsencode(picture).decode(errors="backslashreplace") if isinstance(picture, (str, Path)) else ""
+    seen, predictions = {}, []
+    for network in networks:
+        key = network.bright_on_dark, network.shape
+        if key not in seen:
+            look = garment.find if network.bright_on_dark else garment.whole
+            seen[key] = look(picture, network.shape)
+        logits = network.logits(seen[key].image[None]).astype(np.float64)  # (1, H, W) -> (1, C)
+        p = network.probabilities(logits / network.temperature)[0]  # (C,)
         order = np.argsort(-p, kind="stable")
-        probabilities = {classifier.classes[i]: float(p[i]) for i in order}
-        warning = WARNING if classifier.detector and classifier.detector.is_unlike(X)[0] else ""
+        probabilities = {network.classes[i]: float(p[i]) for i in order}
         label, highest = next(iter(probabilities.items()))
-        predictions.append(Prediction(name, classifier.name, label, highest, warning, probabilities, garment))
+        warning = f"uncertain: below {plots.percent(UNCERTAIN)}" if highest < UNCERTAIN else ""
+        result = (label, highest, warning, probabilities, seen[key])
+        predictions.append(Prediction(name, network.name, network.kind, *result))
     return predictions
 
 
-def evidence(predictions, classifiers):
-    """(name, map (height, width)) of the first classifier with a CNN: where it saw its class; ("", None) without one."""
-    for prediction, classifier in zip(predictions, classifiers, strict=True):
-        if classifier.network is not None:
-            label = classifier.classes.index(prediction.label)
-            return classifier.name, evidence_map(classifier.network, prediction.garment.image, label)
-    return "", None
-
-
-def evidence_map(network, image, label):
-    """HiResCAM (height, width) >= 0 of the class `label` in the image (height, width), a NumPy array.
-
-    The NumPy MLP of a hybrid is no PyTorch module with gradients in eval mode; its own backward pass gives them.
-    """
-    import torch
-
-    from torch_cnn.figures import hires_cam
-
-    X = torch.from_numpy(image)[None, None].to(network.mean.device)  # (1, 1, height, width)
-    head = network.classifier
-    if hasattr(head, "mlp"):
-        from hybrid_train import NumpyMLPFunction
-
-        head.mlp.params[:] = head.params.cpu().numpy()
-        network = SimpleNamespace(mean=network.mean, std=network.std, backbone=network.backbone, eval=network.eval,
-                                  classifier=lambda x: NumpyMLPFunction.apply((x - head.mean) / head.std, head.mlp))
-    return hires_cam(network, X, torch.tensor([label], device=X.device))[0].cpu().numpy()
-
-
 def find_pictures(paths):
-    """The files that the command line names: pictures as they are, of a folder all pictures in it and its subfolders.
-
-    Subfolders with results of this script are left out.
-    """
-    found = []
+    """The files that the command line names; of a folder all pictures below it. Raises run.Error."""
+    pictures = []
     for path in map(Path, paths):
-        if path.is_dir():
-            results = {file.parent for file in path.rglob("predictions.csv") if (file.parent / "settings.json").exists()}
-            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()
-                            and not any(part.startswith(".") for part in file.relative_to(path).parts)
-                            and results.isdisjoint(file.parents))  # fmt: skip
-            if not inside:
-                raise files.FileError(f"{path}: no pictures (PNG, JPEG or WebP) in this folder")
-            found += inside
-        else:
-            found.append(path)
-    return list(dict.fromkeys(found))
+        files = visible_files(path)
+        others = [file for file in files if file != path and file.suffix.lower() not in data.PICTURES]
+        if len(others) == len(files):
+            raise run.Error(f"{path}: contains no pictures ({', '.join(sorted(data.PICTURES))})")
+        if others:
+            names = ", ".join(file.name for file in others[:5])
+            print(f"{path}: skipped {len(others):,} files that are no pictures: {names}", file=sys.stderr)
+        pictures += [file for file in files if file not in set(others)]
+    return pictures
 
 
-def printable(name):
-    """A file's name with which any terminal, file and font can do; other characters become question marks."""
-    text = os.fspath(name).encode("utf-8", "replace").decode("utf-8")
-    return "".join(character if character.isprintable() else "?" for character in text)
+def visible_files(path):
+    """The file `path`; or the files in a folder and its folders, without hidden ones."""
+    if not path.is_dir():
+        return [path]
+    return [file for inside in data.visible(path) for file in visible_files(inside)]
 
 
-def lines_of(predictions):
-    """What is printed for one picture: a line for each network."""
-    garment, width = predictions[0].garment, max(len(prediction.model) for prediction in predictions)
-    yield f"{printable(predictions[0].picture)}{', inverted' * garment.inverted}"
+# ---- figure
+
+
+def contact_sheet(results):
+    """A Figure of the first SHOWN lists of Prediction: picture, garment, what the networks see, classes."""
+    results = results[:SHOWN]
+    columns, num_lines = min(COLUMNS, len(results)), len(results[0])
+    rows, height = -(-len(results) // columns), 1.3 + 0.2 * num_lines  # of a cell, in sides of a picture
+    inches = min(1.6, 9 / (2.1 * columns))  # of a picture's side
+    width = 2.1 * columns * inches
+    fig, axes = plots.figure("What the networks see", width, rows * height * inches + 0.8)
+    ax, options = axes[0, 0], {"fontsize": 7.5 * inches, "va": "center"}
+    for i, predictions in enumerate(results):
+        left, top, seen = 2.1 * (i % columns), height * (i // columns), predictions[0].garment
+        name = plots.short(Path(predictions[0].picture).name, 20)
+        ax.text(left, top + 0.12, name, color=plots.GREY, **options)
+        scale = 0.94 / max(seen.picture.shape[:2])
+        tall, wide = (scale * side for side in seen.picture.shape[:2])
+        x, y = left + 0.47 - wide / 2, top + 0.72 - tall / 2  # its upper left corner
+        ax.imshow(seen.picture, extent=(x, x + wide, y + tall, y))
+        x0, y0, x1, y1 = (scale * side for side in seen.box)
+        box = Rectangle((x + x0, y + y0), x1 - x0, y1 - y0, fill=False, color=plots.WRONG, linewidth=0.6)
+        ax.add_patch(box)
+        place = (left + 1, left + 1.94, top + 1.19, top + 0.25)
+        ax.imshow(seen.image, cmap="gray", vmin=0, vmax=1, extent=place)
+        for line, p in enumerate(predictions):
+            text = f"{p.kind}: {plots.short(p.label, 14)} {plots.percent(p.probability)}"
+            color = plots.WRONG if p.warning else "black"
+            ax.text(left, top + 1.32 + 0.2 * line, text, color=color, **options)
+    ax.axis("off")
+    ax.set(xlim=(-0.05, 2.1 * columns), ylim=(rows * height, 0), aspect="equal")
+    note = f"in this color: a probability below {plots.percent(UNCERTAIN)}"
+    fig.supxlabel(note, fontsize=9, color=plots.WRONG)
+    return fig
+
+
+# ---- the script
+
+
+def parse(argv):
+    parser = argparse.ArgumentParser("predict.py", description=__doc__.split("\n\n")[0], allow_abbrev=False)
+    parser.error = lambda message: parser.exit(2, f"predict.py: {message}\n")
+    parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="picture file, or folder of pictures")
+    model_help = "weights file of a run, instead of those in models/; repeatable"
+    parser.add_argument("--model", action="append", default=[], metavar="FILE", help=model_help)
+    folder_help = "folder of the results, new or empty (default: runs/predict/<date_time>)"
+    parser.add_argument("--output-dir", default="", metavar="DIR", help=folder_help)
+    s = parser.parse_args(argv)
+    for path in map(Path, s.pictures):
+        if s.output_dir and path.is_dir() and Path(s.output_dir).resolve().is_relative_to(path.resolve()):
+            raise run.Error(f"--output-dir {s.output_dir}: is among the pictures; name another folder")
+    return SimpleNamespace(**vars(s), resume="", seeds=1, figure_format="png")  # as RunFolder needs it
+
+
+def report(predictions):
+    """Print what the networks say about one picture."""
+    print(predictions[0].picture)
+    width = max(len(prediction.model) for prediction in predictions)
     for prediction in predictions:
-        top = [f"{name} {figures.in_percent(p)}" for name, p in list(prediction.probabilities.items())[:TOP]]
-        yield f"  {prediction.model:<{width}}  {'   '.join(top)}"
-    warned = [prediction.model for prediction in predictions if prediction.warning]
-    if warned:
-        yield f"  WARNING: {WARNING}" + ("" if len(warned) == len(predictions) else f" of {', '.join(warned)}")
-
-
-def csv_text(results):
-    """predictions.csv: a row for each picture and network."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for predictions in results:
-        for p in predictions:
-            writer.writerow([printable(p.picture), p.model, p.label, f"{p.probability:.4f}", p.warning])
-    return text.getvalue()
-
-
-def check_output_dir(output_dir, pictures):
-    """Raise files.FileError for a folder that cannot be written to, or whose content would be lost or renamed."""
-    folder = Path(output_dir).resolve()
-    if not output_dir:
-        return
-    if any(folder in path.resolve().parents for path in pictures):
-        raise files.FileError(f"--output-dir {output_dir}: contains the pictures; name another folder")
-    if (folder / "predictions.csv").exists() and not (folder / "settings.json").exists():
-        raise files.FileError(f"--output-dir {output_dir}: has a predictions.csv that is not this script's; name another "
-                              "folder")  # fmt: skip
-    runs.check_folder(output_dir)
-
-
-def run(paths, models=(), output_dir=""):
-    """Classify the pictures; print and write the results. Return (list of lists of Prediction, number of files skipped)."""
-    pictures, results, skipped = find_pictures(paths), [], 0
-    check_output_dir(output_dir, pictures)
-    classifiers = load(*models)
-    detailed = len(pictures) <= DETAILED and not any(Path(path).is_dir() for path in paths)
-    maps = []
-    for path in pictures:
-        try:
-            predictions = classify(path, classifiers)
-        except files.FileError as error:
-            skipped += 1
-            print(f"skipped {printable(str(error))}", file=sys.stderr)
-            continue
-        results.append(predictions)
-        maps.append(evidence(predictions, classifiers) if detailed else None)
-        print("\n".join(lines_of(predictions)))
-    if not results:
-        raise files.FileError("none of the pictures could be used")
-    for classifier in classifiers:
-        if classifier.detector is None:
-            print(f"{classifier.name}: its file, of an earlier version, has no temperature and no threshold for warnings")
-    drawn = {"predictions.png": figures.predictions(results, maps)} if detailed else figures.contact_sheets(results)
-    given = {"pictures": list(map(str, paths)), "models": list(map(str, models)), "output_dir": str(output_dir)}
-    with contextlib.ExitStack() as lock:
-        folder = runs.new_folder("predict", given, lock)
-        files.write_text(folder / "predictions.csv", csv_text(results))
-        for name, figure in drawn.items():
-            with files.atomic_write(folder / name) as temporary:
-                figure.savefig(temporary, format="png")
-    count = f"{len(results):,} picture{'s' * (len(results) != 1)}" + (f", {skipped:,} skipped" if skipped else "")
-    figures_written = next(iter(drawn)) if len(drawn) == 1 else f"{len(drawn)} contact sheets"
-    print(f"\n{count}; predictions.csv and {figures_written} are in\n{folder}")
-    return results, skipped
-
-
-def make_parser():
-    description = __doc__.split("\n\n")[0]
-    parser = argparse.ArgumentParser("predict.py", description=description, allow_abbrev=False)
-    parser.error = lambda mistake: parser.exit(2, f"predict.py: {mistake}\n")
-    parser.usage = "predict.py PICTURE... [--model FILE] [--output-dir DIR]"
-    parser.add_argument("pictures", nargs="*", metavar="PICTURE", help="PNG, JPEG or WebP file, or a folder of such files")
-    parser.add_argument("--model", action="append", default=[], metavar="FILE", dest="models",
-                        help="weights file of a run, instead of those in models/: weights.safetensors, "
-                        "backbone.safetensors, hybrid.safetensors or resnet18.safetensors; repeatable")  # fmt: skip
-    parser.add_argument("--output-dir", default="", metavar="DIR", help="folder of the results; default: runs/predict/DATE")
-    return parser
+        top = [f"{name} {plots.percent(p)}" for name, p in list(prediction.probabilities.items())[:TOP]]
+        print("   ".join([f"  {prediction.model:<{width}}", *top, prediction.warning]).rstrip())
 
 
 def main(argv=None):
-    """Exit code 0; 1 if a picture was skipped or nothing could be done; 2 for wrong flags."""
-    parser = make_parser()
-    given, unknown = parser.parse_known_args(argv)
-    if unknown:
-        flag = unknown[0].partition("=")[0]
-        parser.error(settings.unknown_setting(flag, ["model", "output_dir"]) + "; --help lists all flags")
-    if not all(given.pictures) or not given.pictures:
-        parser.error("name a picture or a folder of pictures, such as: python predict.py shoe.jpg")
-    _, skipped = run(given.pictures, given.models, given.output_dir)
-    sys.exit(int(skipped > 0))
+    """Classify the pictures: a namespace of folder and predictions. Raises run.Error if any was skipped."""
+    s = parse(argv)
+    paths, networks = find_pictures(s.pictures), load(*s.model)
+    results = []
+    with run.RunFolder("predict", s) as folder:
+        for path in paths:
+            try:
+                results.append(classify(path, networks))
+                report(results[-1])
+            except run.Error as error:
+                print(f"skipped {error}", file=sys.stderr)
+        rows = [[p.picture, p.model, p.label, p.probability, p.warning] for result in results for p in result]
+        figure = {"predictions.png": contact_sheet(results)} if results else {}
+        folder.save({"predictions.csv": run.csv_text(HEADER, rows)} | figure)
+    print(f"\n{len(results):,} of {len(paths):,} pictures; all files are in\n{folder.path}")
+    if len(results) < len(paths):
+        raise run.Error(f"{len(paths) - len(results):,} of {len(paths):,} pictures were skipped")
+    return SimpleNamespace(folder=folder.path, predictions=results)
 
 
 if __name__ == "__main__":
-    entry.cli(main)
+    run.cli(main)

@@ -1,37 +1,27 @@
-"""Finished runs, read from their folders and checked, and compared by paired tests."""
+"""Finished runs, read from their folders, and compared by paired tests."""
 
-if __name__ == "__main__":
-    raise SystemExit("studies/finished.py is a module, not a script: report.py and experiments.py use it")
-
+import functools
 import itertools
-import math
 import re
-import statistics
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 import data
-import plots
-from studies.statistics import LEVEL, holm, mcnemar, paired_t
-from support import files, saved
-
-RESULTS = ("val_accuracy", "test_accuracy", "val_accuracy_flip_tta", "test_accuracy_flip_tta", "test_loss", "test_ece",
-           "parameters", "seconds", "peak_memory_mib")  # of metrics.json, all numbers  # fmt: skip
+import run
+from studies.statistics import correct, mcnemar, paired_test
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run's files, read and checked. Of several seeds, `metrics` has the means and `probabilities` an entry for each."""
+    """A run's files. Of several seeds, `metrics` has the means, the dicts {seed: ...} an entry for each."""
 
     path: Path
-    label: str  # unique among the runs of a report
+    label: str  # unique among the runs that are read together
     metrics: dict
     folders: dict  # {seed: folder}
-    images: data.Dataset
     histories: dict  # {seed: {column: [value of each epoch]}}
-    probabilities: dict  # {seed: (N, classes)}, of the test images
 
     @property
     def first(self):
@@ -39,65 +29,75 @@ class FinishedRun:
         return next(iter(self.folders))
 
     @property
+    def accuracies(self):
+        """{seed: test accuracy}"""
+        values = self.metrics.get("by_seed", {}).get("test_accuracy", [self.metrics["test_accuracy"]])
+        return dict(zip(self.folders, values, strict=True))
+
+    @functools.cached_property
+    def images(self):
+        """The run's Dataset. Raises run.Error where another one is found."""
+        names, s = map(str.lower, run.constants(data)), self.metrics["settings"]
+        s = {name: tuple(s[name]) if isinstance(s[name], list) else s[name] for name in names if name in s}
+        if not Path(s["data_dir"]).is_dir():  # it may have moved since
+            del s["data_dir"]
+        if s.get("image_size") == ():  # in files of earlier versions
+            del s["image_size"]
+        images = load(tuple(s.items()))
+        if images.name != self.metrics["dataset"]:
+            raise run.Error(f"{self.path}: was trained on {self.metrics['dataset']}, found {images.name}")
+        return images
+
+    @functools.cached_property
+    def probabilities(self):
+        """{seed: probabilities (N, classes) of the test images}. Raises run.Error."""
+        found, shape = {}, (len(self.images.test.y), len(self.images.classes))
+        for seed, folder in self.folders.items():
+            path = folder / "test_probabilities.npy"
+            try:
+                found[seed] = np.load(path, allow_pickle=False).astype(np.float64)
+                if found[seed].shape != shape:
+                    raise ValueError(f"its shape is {found[seed].shape}, expected {shape}")
+            except (OSError, ValueError) as error:
+                raise run.Error(f"{path}: cannot be read ({error})") from None
+        return found
+
+    @property
     def predicted(self):
         """{seed: predicted classes (N,)}"""
         return {seed: values.argmax(axis=1) for seed, values in self.probabilities.items()}
 
 
-def read_metrics(folder):
-    """The content of a folder's metrics.json, its types checked. Raises files.FileError."""
-    path = folder / "metrics.json"
-    if not path.exists():
-        unfinished = (folder / "settings.json").exists() and not (folder / "predictions.csv").exists()
-        reason = f"not a finished run; finish it with --resume {folder}" if unfinished else "not the folder of a run"
-        inside = sorted(str(path.parent) for path in folder.glob("*/metrics.json"))
-        reason += f"; name those in it: {' '.join(inside[:3])}{' ...' * (len(inside) > 3)}" if inside else ""
-        raise files.FileError(f"{folder}: {reason if folder.is_dir() else 'no such folder'}")
+@functools.lru_cache(maxsize=2)
+def load(chosen):
+    return data.load(**dict(chosen))
+
+
+def read_runs(paths):
+    """The FinishedRuns in the folders `paths`, of one run or several seeds each. Raises run.Error."""
+    runs = [read_run(Path(path)) for path in dict.fromkeys(paths)]
+    for number in range(4):  # the shortest labels that tell them apart
+        labels = [label_of(finished, number) for finished in runs]
+        if len(set(labels)) == len(labels):
+            break
+    return [replace(finished, label=label) for finished, label in zip(runs, labels, strict=True)]
+
+
+def read_run(path):
+    if not (path / "metrics.json").exists():
+        inside = sorted(str(found.parent) for found in path.glob("*/metrics.json"))
+        others = f"; name those in it: {' '.join(inside[:3])}" if inside else ""
+        raise run.Error(f"{path}: not the folder of a finished run{others}")
+    metrics = run.read_json(path / "metrics.json")
     try:
-        metrics = files.read_json(path)
-        kinds = {"model": str, "dataset": str, "command": str, "settings": dict, "versions": dict, "machine": dict}
-        lists, seeds = metrics.get("by_seed", {}), metrics.get("seeds", [0])
-        numbers = [metrics["val_accuracy"], metrics["test_accuracy"], *itertools.chain(*lists.values())]
-        numbers += [metrics[name] for key in RESULTS for name in (key, f"{key}_std") if name in metrics]
-        if wrong := [name for name, kind in kinds.items() if not isinstance(metrics[name], kind)]:
-            raise ValueError(f"{wrong[0]} is not what it should be")
-        if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in numbers):
-            raise ValueError("a result is not a number")
-        if not metrics["model"].strip() or not seeds or not all(isinstance(seed, int) for seed in seeds):
-            raise ValueError("its model or its seeds are missing")
-        if "seeds" in metrics and any(len(lists[name]) != len(seeds) for name in {"test_accuracy", *lists}):
-            raise ValueError("its seeds and results do not fit")
-    except files.DAMAGED as error:
-        raise files.FileError(f"{path}: damaged ({type(error).__name__}: {error})") from None
-    return metrics
-
-
-def read_runs(paths, data_dir=None):
-    """The FinishedRuns in the folders `paths`. data_dir: of the dataset. Raises files.FileError and data.DataError."""
-    loaded = {}
-    return with_labels([read_run(path, loaded, data_dir) for path in dict.fromkeys(paths)])
-
-
-def read_run(path, loaded, data_dir=None):
-    """The FinishedRun in the folder `path`. loaded: {settings: Dataset}, which is extended."""
-    metrics = read_metrics(path)
-    histories, probabilities = {}, {}
-    try:
-        folders = {seed: path / f"seed_{seed}" for seed in metrics.get("seeds", ())} or {metrics["settings"]["seed"]: path}
-        images = saved.images_of_run(metrics, loaded, data_dir)
-        for seed, folder in folders.items():
-            histories[seed] = plots.read_history(folder / "history.csv")
-            for history in (histories[seed], *map(plots.read_history, folder.glob("cnn_history.csv"))):
-                if not history.get("val_accuracy"):
-                    raise ValueError("its history has no epochs")
-            probabilities[seed] = saved.test_probabilities(folder, read_metrics(folder), images)
-    except FileNotFoundError as error:
-        raise files.FileError(f"{error.filename}: no such file, and the report is made from it") from None
-    except data.DataError as error:
-        raise data.DataError(f"{path}: {error}") from None
-    except (OSError, EOFError, *files.DAMAGED) as error:
-        raise files.FileError(f"{path}: not a finished run, or damaged ({error})") from None
-    return FinishedRun(path, path.name, metrics, folders, images, histories, probabilities)
+        folders = {seed: path / f"seed_{seed}" for seed in metrics.get("seeds", ())}
+        folders = folders or {metrics["settings"]["seed"]: path}
+        histories = {seed: run.read_history(folder / "history.csv") for seed, folder in folders.items()}
+        finished = FinishedRun(path, metrics["model"], metrics, folders, histories)
+        dict(finished.accuracies, dataset=metrics["dataset"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise run.Error(f"{path}: not the folder of a training run, or damaged ({error!r})") from None
+    return finished
 
 
 def network(metrics):
@@ -105,64 +105,48 @@ def network(metrics):
     return " + ".join(re.findall(r"\d+(?:-\d+)+", metrics["model"])) or "-"
 
 
-def short_name(metrics):
-    """The model without its sizes, by which plots.MODEL_COLORS knows it."""
-    if " + NumPy MLP" in metrics["model"]:
+def label_of(finished, number):
+    """The model, named as in plots.MODEL_COLORS; the larger the number, the more to tell it from others."""
+    name, metrics = finished.metrics["model"], finished.metrics
+    if " + NumPy MLP" in name:
         joint = metrics["settings"].get("training") == "joint"
-        return "CNN + NumPy MLP, trained jointly" if joint else "CNN features + NumPy MLP"
-    return re.sub(r"(^| )\d+(-\d+)+", "", metrics["model"]).strip() or metrics["model"]
-
-
-def with_labels(finished):
-    """The runs with the shortest labels that tell them apart."""
-    for add in (lambda run: "", lambda run: f" {network(run.metrics)}", lambda run: f" ({run.path.name})",
-                lambda run: f" ({run.path})"):  # fmt: skip
-        labels = [short_name(run.metrics) + add(run) for run in finished]
-        if len(set(labels)) == len(labels):
-            break
-    return [replace(run, label=label) for run, label in zip(finished, labels, strict=True)]
+        name = "CNN + NumPy MLP, trained jointly" if joint else "CNN features + NumPy MLP"
+    name = re.sub(r"(^| )\d+(-\d+)+", "", name).strip() or name
+    return name + ("", f" {network(metrics)}", f" ({finished.path.name})", f" ({finished.path})")[number]
 
 
 def p_value(p):
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def same_test_images(run, other):
-    return all(np.array_equal(getattr(run.images.test, name), getattr(other.images.test, name)) for name in "Xy")
+def same_test_images(first, second):
+    a, b = first.images.test, second.images.test
+    return np.array_equal(a.X, b.X) and np.array_equal(a.y, b.y)
 
 
-def compare(finished):
-    """A dict for each pair of runs with the same test images: difference in points, its tests, corrected by Holm."""
+def compare(runs, pairs=None):
+    """A dict for each pair of runs with the same test images, or of `pairs`. Raises run.Error.
+
+    "first", "second": labels. "points", "std", "low", "high", "p_t": the paired t test over the "seeds" that
+    both have; where these are fewer than two, only "points". "only_first", "only_second", "p_mcnemar":
+    McNemar's test, image by image, of the first common seed, or else of both first ones: "mcnemar_seeds". The
+    p values are corrected (Holm).
+    """
     comparisons = []
-    for run, other in itertools.combinations(finished, 2):
-        if not same_test_images(run, other):
+    for first, second in pairs or itertools.combinations(runs, 2):
+        if not same_test_images(first, second):
             continue
-        y, common = run.images.test.y, [seed for seed in run.folders if seed in other.folders]
-        accuracies = [dict(zip(r.folders, r.metrics.get("by_seed", {}).get("test_accuracy", [r.metrics["test_accuracy"]]),
-                               strict=True)) for r in (run, other)]  # fmt: skip
-        differences = np.array([100 * (accuracies[0][seed] - accuracies[1][seed]) for seed in common])
-        seeds = (common[0], common[0]) if common else (run.first, other.first)
-        only_first, only_second, p = mcnemar(*(r.predicted[seed] == y for r, seed in zip((run, other), seeds, strict=True)))
-        comparison = {"first": run.label, "second": other.label, "seeds": len(common), "mcnemar_seeds": seeds,
-                      "only_first": only_first, "only_second": only_second, "p_mcnemar": p}  # fmt: skip
+        common = [seed for seed in first.folders if seed in second.folders]
+        a, b = seeds = (common[0], common[0]) if common else (first.first, second.first)
+        y = first.images.test.y
+        only_first, only_second, p = mcnemar(first.predicted[a] == y, second.predicted[b] == y)
+        comparison = {"first": first.label, "second": second.label, "seeds": len(common)}
+        comparison |= {"only_first": only_first, "only_second": only_second, "p_mcnemar": p}
+        comparison |= {"mcnemar_seeds": seeds, "points": 100 * (first.accuracies[a] - second.accuracies[b])}
         if len(common) > 1:
-            comparison |= {"points": float(differences.mean()), "std": statistics.stdev(differences.tolist()),
-                           "p_t": paired_t(differences)}  # fmt: skip
-        else:
-            comparison["points"] = 100 * (only_first - only_second) / len(y)
+            test = paired_test([100 * (first.accuracies[seed] - second.accuracies[seed]) for seed in common])
+            comparison |= {"std": test.pop("points_std"), "p_t": test.pop("p"), **test}
         comparisons.append(comparison)
     for name in ("p_t", "p_mcnemar"):
-        tested = [comparison for comparison in comparisons if name in comparison]
-        for comparison, p in zip(tested, holm([c[name] for c in tested]), strict=True):
-            comparison[name] = p
+        correct(comparisons, name, name)
     return comparisons
-
-
-def verdict(comparison):
-    """One sentence on an entry of `compare`. Several seeds decide by the paired t test, a single one by McNemar's."""
-    c = comparison
-    p, test = (c["p_t"], f"paired t test over {c['seeds']} seeds") if "p_t" in c else (c["p_mcnemar"], "McNemar's test")
-    word = "is not distinguishable from" if p >= LEVEL else "is better than" if c["points"] > 0 else "is worse than"
-    spread = f" ± {c['std']:.2f}" if "std" in c else ""
-    return (f"{c['first']} {word} {c['second']}: {c['points']:+.2f}{spread} points of test accuracy, p {'= ' * (p >= 0.001)}"
-            f"{p_value(p)} ({test}).")  # fmt: skip

@@ -1,17 +1,16 @@
-"""Does the NumPy MLP classify a CNN's features better than other classifiers do? Several heads on the same features.
+"""Which classifier is best on a CNN's features? Several heads on the same features, over several seeds.
 
-    python experiments.py heads
+    python experiments.py heads       trains new CNNs; the same command continues an interrupted one
+    python experiments.py heads --backbones runs/hybrid_train/DATE      of python hybrid_train.py --seeds 5
 
-For each seed: the CNN's linear classifier, the NumPy MLP, logistic regression and k nearest neighbors on the same
-features, and the MLP trained jointly with the CNN. The backbone has already fitted its training images, so their features
-are unrealistically easy to separate. Two controls: the MLP trained on features of augmented images; and, with a CNN
-trained on one half of the training images, the MLP trained on the features of either half.
+The CNN has already fitted its training images, so their features are unrealistically easy to separate. Two
+controls: the MLP on features of augmented images; and, with a CNN trained on half of the training images,
+heads on the features of either half.
 """
 
-if __name__ == "__main__":
-    raise SystemExit("studies/heads.py is a module, not a script: experiments.py uses it")
-
+import io
 import json
+import math
 import statistics
 import sys
 from dataclasses import replace
@@ -19,294 +18,216 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import torch
+from scipy.special import softmax
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
 
 import cnn_feature_extraction as cnn
 import data
 import hybrid_train
 import mlp_from_scratch as mlp
 import plots
-from studies import figures
-from studies.statistics import holm, mcnemar, paired_t, verdict
-from support import files, runs, settings, training
-from torch_cnn import backbone
-from torch_cnn.devices import generator, pick_device
-from torch_cnn.features import SPLITS, cached_features, classifier_logits, extract_features, predict_logits
+import run
+from studies import output
+from studies.statistics import correct, mcnemar, paired_test
 
-# ---- settings: edit here, or override any of them on the command line (--seeds 3) ----
-# -- study
-BACKBONES = ""  # folder of a finished hybrid_train.py --seeds run whose CNNs are used; "" trains new ones
-SEEDS = 5  # number of seeds, from SEED on, in [2, 1000]
-LOGISTIC_C: tuple = (0.0001, 0.001, 0.01)  # inverse penalties of logistic regression; validation chooses, in (0, 1000000)
-NEIGHBORS: tuple = (1, 3, 5, 10, 20, 40)  # numbers of nearest neighbors; validation chooses, in [1, 1000]
-QUICK = False  # smoke test of some minutes: two seeds on a subset; numbers are not representative
-# ----
+BACKBONES: str = ""  # folder of a finished run of hybrid_train.py with --seeds; "" trains new ones
 
-CNN_LINEAR, MLP, LOGREG, KNN = "CNN, linear classifier", "NumPy MLP", "logistic regression", "k nearest neighbors"
-MLP_AUGMENTED, MLP_JOINT = "NumPy MLP, augmented images", "NumPy MLP, trained jointly with the CNN"
-CNN_LINEAR_HALF, MLP_SAME_HALF = "half: CNN, linear classifier", "half: NumPy MLP, same half"
-MLP_OTHER_HALF, LOGREG_OTHER_HALF = "half: NumPy MLP, other half", "half: logistic regression, other half"
-COMPARISONS = (
-    (MLP, CNN_LINEAR), (MLP, LOGREG), (LOGREG, CNN_LINEAR), (KNN, CNN_LINEAR), (MLP_AUGMENTED, CNN_LINEAR),
-    (MLP_JOINT, CNN_LINEAR), (MLP_SAME_HALF, CNN_LINEAR_HALF), (MLP_OTHER_HALF, MLP_SAME_HALF),
-    (MLP_OTHER_HALF, LOGREG_OTHER_HALF),
-)  # fmt: skip
+LIMITS = {}
+LOGISTIC_C = (0.0001, 0.001, 0.01)  # inverse penalties of logistic regression; validation chooses
+NEIGHBORS = (1, 3, 5, 10, 20, 40)  # numbers of nearest neighbors; validation chooses
+LINEAR, MLP, LOGREG, KNN = "CNN, linear classifier", "NumPy MLP", "logistic regression", "k nearest neighbors"
+AUGMENTED, JOINT = "NumPy MLP, augmented images", "NumPy MLP, trained jointly with the CNN"
+HALF_LINEAR, HALF_SAME = "half: CNN, linear classifier", "half: NumPy MLP, same half"
+HALF_OTHER, HALF_LOGREG = "half: NumPy MLP, other half", "half: logistic regression, other half"
+COMPARISONS = [(MLP, LINEAR), (MLP, LOGREG), (LOGREG, LINEAR), (KNN, LINEAR), (AUGMENTED, LINEAR)]
+COMPARISONS += [(JOINT, LINEAR), (HALF_SAME, HALF_LINEAR), (HALF_OTHER, HALF_SAME), (HALF_OTHER, HALF_LOGREG)]
 
 
-def predict(logits_of, features):
-    """{split: (predicted, true) classes}; logits_of(X) gives the logits (N, classes) of features X (N, F)."""
-    logits = {split: np.asarray(logits_of(features[f"X_{split}"])) for split in SPLITS}
-    return {split: (logits[split].argmax(axis=1), features[f"y_{split}"]) for split in SPLITS}
+def right(name, predict, images, splits=("train", "val", "test")):
+    """{"name/split": is each image right (N,)}. predict: X -> logits (N, classes), or classes (N,)."""
+    results = {}
+    for split in splits:
+        X, y = getattr(images, split).X, getattr(images, split).y
+        predicted = np.asarray(predict(X))
+        results[f"{name}/{split}"] = (predicted.argmax(axis=1) if predicted.ndim == 2 else predicted) == y
+    return results
 
 
-def augmented_mlp(model, images, features, mean, std, s):
-    """The NumPy MLP trained on features of augmented images, redrawn for every batch; otherwise as hybrid_train's.
+def best_of(name, models, features, splits=("train", "val", "test")):
+    """right(...) of the best of {value: scikit-learn classifier} on validation; its value: "name/chosen"."""
+    scores = {}
+    for value, model in models.items():
+        model.fit(features.train.X, features.train.y)
+        scores[value] = model.score(features.val.X, features.val.y)
+    best = max(scores, key=scores.get)
+    return right(name, models[best].predict, features, splits) | {f"{name}/chosen": np.array(best)}
 
-    features: of the images without augmentation, standardized by mean and std.
+
+def logistic_regression(name, features):
+    return best_of(name, {C: LogisticRegression(C=C, max_iter=300) for C in LOGISTIC_C}, features)
+
+
+def augmented_mlp(model, images, features, s):
+    """The NumPy MLP on the CNN's features of augmented images, drawn anew for every batch.
+
+    features: a Dataset of those without augmentation, by which the MLP standardizes.
     """
-    device = model.mean.device
-    rng = generator(device, s.seed, 0, 0)  # a stream that the CNN's training does not use
-
-    def transform(x):  # (n, 28, 28) -> (n, F)
-        x = cnn.augment(torch.from_numpy(x)[:, None].to(device), s.flip, s.shift, rng, s.erase)
-        return (extract_features(model, x).cpu().numpy() - np.float32(mean)) / np.float32(std)
-
-    head_s = hybrid_train.head_settings(s)
-    network, rngs = mlp.build(features["X_val"].shape[1], len(images.classes), head_s)
-    trainer = mlp.Trainer(network, rngs, head_s, len(images.train.y), transform)
-    train_eval = tuple(features[name][: training.TRAIN_EVAL_SIZE] for name in ("X_train", "y_train"))
-    with hybrid_train.single_blas_thread():
-        trainer.fit(images.train.X, images.train.y, features["X_val"], images.val.y, train_eval=train_eval)
-    return network
+    head_s, rng = hybrid_train.head_settings(s), cnn.generator(model.mean.device, s.seed, 0, 0)
+    trainer, X, y = mlp.Trainer(features, head_s), cnn.as_tensor(model, images.train.X), images.train.y
+    steps = math.ceil(len(y) / head_s.batch_size)
+    for epoch in range(head_s.epochs):
+        batches = data.batches(len(y), head_s.batch_size, trainer.rngs["shuffle"])
+        for step, batch in enumerate(batches, epoch * steps):
+            x = cnn.features_of(model, cnn.augment(X[batch], s.flip, s.shift, s.erase, rng)).cpu().numpy()
+            x = data.standardize(x, trainer.model.mean, trainer.model.std)
+            trainer.train_step(x, y[batch], mlp.lr_at(step, head_s.epochs * steps, head_s))
+    return trainer.model
 
 
-def logistic_regression(features, s):
-    """scikit-learn's logistic regression with the best C by validation: ({split: (predicted, true)}, C).
-
-    It is trained on plain labels; the CNN on smoothed labels and augmented images.
-    """
-    from sklearn.linear_model import LogisticRegression
-
-    models = [LogisticRegression(C=C, max_iter=300).fit(features["X_train"], features["y_train"]) for C in s.logistic_c]
-    best = max(models, key=lambda model: model.score(features["X_val"], features["y_val"]))
-    return {split: (best.predict(features[f"X_{split}"]), features[f"y_{split}"]) for split in SPLITS}, best.C
-
-
-def nearest_neighbors(features, s):
-    """k nearest neighbors with the best k by validation: ({split: (predicted, true)}, k).
-
-    Without the training split, where each image is its own nearest neighbor.
-    """
-    from sklearn.neighbors import NearestNeighbors
-
-    y = features["y_train"]
-    search = NearestNeighbors(n_neighbors=min(max(s.neighbors), len(y)), algorithm="brute").fit(features["X_train"])
-    labels = {split: y[search.kneighbors(features[f"X_{split}"], return_distance=False)] for split in ("val", "test")}
-
-    def vote(split, k):
-        votes = [(labels[split][:, :k] == label).sum(axis=1) for label in range(y.max() + 1)]
-        return np.stack(votes, axis=1).argmax(axis=1)
-
-    best = max(s.neighbors, key=lambda k: np.mean(vote("val", k) == features["y_val"]))
-    return {split: (vote(split, best), features[f"y_{split}"]) for split in ("val", "test")}, best
-
-
-def heads_on_all_images(images, frozen, joint, s):
-    """Heads on a CNN trained on all training images: ({head: {split: (predicted, true)}}, {head: what validation chose}).
-
-    frozen, joint: folders of finished runs of hybrid_train.py.
-    """
-    model, s = hybrid_train.load_backbone(frozen / "backbone.safetensors", images, s)
-    features, chosen = cached_features(frozen / "features.npz", model, images), {}
-    results = {CNN_LINEAR: predict(lambda X: classifier_logits(model, X).cpu(), features)}
-    head, metadata = mlp.restore(frozen / "head.safetensors")
-    mean, std = metadata["mean"], metadata["std"]
-    hybrid_train.standardize_(features, mean, std)
-    results[MLP] = predict(head.predict_logits, features)
-    results[MLP_AUGMENTED] = predict(augmented_mlp(model, images, features, mean, std, s).predict_logits, features)
-    results[LOGREG], chosen[LOGREG] = logistic_regression(features, s)
-    results[KNN], chosen[KNN] = nearest_neighbors(features, s)
-    hybrid = hybrid_train.restore(joint / "hybrid.safetensors")[0].to(model.mean.device)
-    pixels = {f"X_{split}": getattr(images, split).X for split in SPLITS}
-    results[MLP_JOINT] = predict(lambda X: predict_logits(hybrid, X), features | pixels)
-    return results, chosen
-
-
-def half_backbone(images, rows, folder, s):
-    """The CNN in `folder` that was trained on the rows (N / 2,) of the training images; trained now if need be."""
-    path, train = folder / "backbone.safetensors", images.train
-    if not path.exists():
-        half = data.Split(X=train.X[rows], y=train.y[rows], indices=train.indices[rows])
-        resume = str(folder) if (folder / "settings.json").exists() else ""
-        s = SimpleNamespace(**vars(s) | {"output_dir": str(folder), "resume": resume})
-        with runs.Run("heads", s) as run:
-            backbone.save(path, cnn.train(replace(images, train=half), s, run)[0], images, s)
-    return backbone.restore(path)[0].to(pick_device(s.device))
-
-
-def half_rows(images, s):
-    """The rows (N / 2,) of the training images in each half; all classes in equal proportions."""
-    return data.stratified_split(images.train.y, len(images.train.y) // 2, s.seed)
-
-
-def heads_on_halves(images, folder, s):
-    """Heads on a CNN trained on half of the training images, which is in `folder`; as heads_on_all_images.
-
-    They are trained on the features of the same half, or of the other one.
-    """
-    halves = half_rows(images, s)
-    model = half_backbone(images, halves[0], folder, s)
-    features = cached_features(folder / "features.npz", model, images)
-    same, other = ({name: array[rows] if name.endswith("_train") else array.copy() for name, array in features.items()}
-                   for rows in halves)  # fmt: skip
-    results = {CNN_LINEAR_HALF: predict(lambda X: classifier_logits(model, X).cpu(), same)}
-    for name, half in ((MLP_SAME_HALF, same), (MLP_OTHER_HALF, other)):
-        head, _ = hybrid_train.train_head(half, images.classes, s, SimpleNamespace(log=lambda row: None))
-        results[name] = predict(head.mlp.predict_logits, half)  # train_head has standardized the features
-    results[LOGREG_OTHER_HALF], chosen = logistic_regression(other, s)
-    return results, {LOGREG_OTHER_HALF: chosen}
-
-
-def cross_validated_probabilities(images, folder, s):
-    """Class probabilities (N, classes) of each training image, by a CNN trained on the half that does not contain it."""
-    first, second = half_rows(images, s)
-    logits = np.empty((len(images.train.y), len(images.classes)), np.float32)
-    for trained_on, judged, name in ((first, second, "half"), (second, first, "other_half")):
-        model = half_backbone(images, trained_on, folder / name / f"seed_{s.seed}", s)
-        logits[judged] = predict_logits(model, images.train.X[judged])
-    exp = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return exp / exp.sum(axis=1, keepdims=True)
-
-
-def summary(results):
-    """(heads, tests, verdicts) of {seed: {head: {split: (predicted, true) classes}}}.
-
-    heads: {head: {"test_accuracy": mean, "test_accuracy_std": ..., "by_seed": {"test_accuracy": [...]}, ...}}; tests: a
-    dict for each of COMPARISONS; verdicts: a sentence for each.
-    """
-    heads, tests = {}, []
-    for name, splits in next(iter(results.values())).items():
-        heads[name] = {"by_seed": {}}
-        for split in splits:
-            values = [float(np.mean(np.equal(*seed_results[name][split]))) for seed_results in results.values()]
-            heads[name]["by_seed"][f"{split}_accuracy"] = values
-            heads[name] |= {f"{split}_accuracy": statistics.fmean(values), f"{split}_accuracy_std": statistics.stdev(values)}
-    for head, against in COMPARISONS:
-        test = {"head": head, "against": against, "by_seed": []}
-        for seed, seed_results in results.items():
-            only_head, only_other, p = mcnemar(*(np.equal(*seed_results[name]["test"]) for name in (head, against)))
-            test["by_seed"].append({"seed": seed, "only_head_correct": only_head, "only_other_correct": only_other, "p": p})
-        pairs = zip(*(heads[name]["by_seed"]["test_accuracy"] for name in (head, against)), strict=True)
-        points = [100 * (a - b) for a, b in pairs]
-        test |= {"points": statistics.fmean(points), "points_std": statistics.stdev(points), "p": paired_t(points)}
-        tests.append(test)
-    for family in (tests, [row for test in tests for row in test["by_seed"]]):  # of methods, of single networks
-        for test, p in zip(family, holm([test["p"] for test in family]), strict=True):
-            test["p_holm"] = p
-    return heads, tests, [verdict(test) for test in tests]
-
-
-def title_of(dataset, num_seeds):
-    return f"Classifiers on a CNN's features\n{dataset}, {num_seeds} seeds"
-
-
-def check_settings(s):
-    """Raise settings.SettingError, before any data is read, for impossible settings."""
-    hybrid_train.check_settings(s)
-    if s.backbone or s.head:
-        raise settings.SettingError("--backbone, --head: the study has a network for each seed; use --backbones FOLDER")
-    if s.training != "frozen" or s.compile:
-        raise settings.SettingError("--training, --compile: not for the study, which trains frozen and jointly")
-    if not (s.logistic_c and s.neighbors):
-        raise settings.SettingError("--logistic-c, --neighbors: give at least one number each")
-    if s.train_on_val:
-        raise settings.SettingError("--train-on-val: not for the study, which chooses by the validation images")
-    if s.output_dir and s.backbones and Path(s.output_dir).resolve() == Path(s.backbones).resolve():
-        raise settings.SettingError(f"--output-dir {s.output_dir}: is the folder of the backbones; name another")
-
-
-def check_backbones(s):
-    """Raise settings.SettingError if s.backbones is given and has no finished runs with the settings `s`."""
-    for seed in range(s.seed, s.seed + s.seeds) if s.backbones else ():
-        path = Path(s.backbones, f"seed_{seed}", "settings.json")
-        if not all(path.with_name(name).is_file() for name in ("backbone.safetensors", "head.safetensors", "metrics.json")):
-            raise settings.SettingError(f"--backbones {s.backbones}: no finished run in {path.parent}; make them with "
-                                        f"python hybrid_train.py --seed {s.seed} --seeds {s.seeds}")  # fmt: skip
-        try:
-            saved = runs.training_settings(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, AttributeError) as error:
-            raise settings.SettingError(f"--backbones {s.backbones}: {path} cannot be read ({error})") from None
-        current, may_differ = runs.training_settings(vars(s)), ("seed", "backbones", "logistic_c", "neighbors")
-        different = sorted(name for name in saved if name not in may_differ and current.get(name) != saved[name])
-        if different:
-            raise settings.SettingError(f"--backbones {s.backbones}: made with other settings: {', '.join(different)}")
-
-
-def hybrid_run(folder, s, training):
-    """`folder` with a finished run of hybrid_train.py; trained or resumed if need be."""
+def trained(module, folder, s, images, training="frozen"):
+    """`folder` with a finished run of the script `module`, which is started or resumed if need be."""
+    resume = str(folder) if (folder / "settings.json").exists() else ""
+    changes = {"output_dir": str(folder), "resume": resume, "training": training, "figures": False}
     if not (folder / "metrics.json").exists():
-        resume = str(folder) if (folder / "settings.json").exists() else ""
-        changes = {"training": training, "seeds": 1, "output_dir": str(folder), "resume": resume}
-        hybrid_train.run(SimpleNamespace(**vars(s) | changes))
+        module.run_once(SimpleNamespace(**vars(s) | changes | {"seeds": 1}), images)
     return folder
 
 
+def heads_on_all_images(images, frozen, joint, s):
+    """The results of the heads, {"name/split": (N,)}. frozen, joint: folders of runs of hybrid_train.py."""
+    model, _ = cnn.restore(frozen / "backbone.safetensors")
+    features = cnn.extract_features(model.to(cnn.pick_device(s.device)), images)
+    head, _ = mlp.restore(frozen / "head.safetensors")
+    hybrid, _ = hybrid_train.restore(joint / "hybrid.safetensors")
+    neighbors = {k: KNeighborsClassifier(k, algorithm="brute") for k in NEIGHBORS}
+    return {
+        **right(LINEAR, lambda X: cnn.predict_logits(model, X), images),
+        **right(MLP, head.predict_logits, features),
+        **right(AUGMENTED, augmented_mlp(model, images, features, s).predict_logits, features),
+        **logistic_regression(LOGREG, features),
+        **best_of(KNN, neighbors, features, ("val", "test")),  # a training image is its own neighbor
+        **right(JOINT, lambda X: cnn.predict_logits(hybrid, X), images),
+    }
+
+
+def halves(images, s):
+    """Two Datasets, each with half of the training images of each class."""
+    train, datasets = images.train, []
+    for rows in data.stratified_split(train.y, len(train.y) // 2, s.seed):
+        half = replace(train, X=train.X[rows], y=train.y[rows], indices=train.indices[rows])
+        datasets.append(replace(images, train=half))
+    return datasets
+
+
+def heads_on_halves(images, folder, s):
+    """The same, with a CNN trained on half of the images, and heads on the features of either half."""
+    first, second = halves(images, s)
+    model, _ = cnn.restore(trained(cnn, folder, s, first) / "backbone.safetensors")
+    same, other = cnn.extract_features(model, first), cnn.extract_features(model, second)
+    results = right(HALF_LINEAR, lambda X: cnn.predict_logits(model, X), first)
+    for name, half in ((HALF_SAME, same), (HALF_OTHER, other)):
+        results |= right(name, mlp.train(half, hybrid_train.head_settings(s))[0].predict_logits, half)
+    return results | logistic_regression(HALF_LOGREG, other)
+
+
 def results_of_seed(images, folder, s):
-    """({head: {split: (predicted, true) classes}}, what validation chose) of the seed s.seed; saved in `folder`."""
-    path = folder / f"predictions_{s.seed}.npz"
-    if path.exists():
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
-        chosen, results = json.loads(str(arrays.pop("chosen"))), {}
-        for name, array in arrays.items():
-            head, split = name.split("/")
-            results.setdefault(head, {})[split] = tuple(array)
-        if not all(np.array_equal(results[CNN_LINEAR][split][1], getattr(images, split).y) for split in SPLITS):
-            raise files.FileError(f"{path}: was made from other data than {images.name}")
-        return results, chosen
-    name = f"seed_{s.seed}"
-    frozen = Path(s.backbones, name) if s.backbones else hybrid_run(folder / "frozen" / name, s, "frozen")
-    joint = hybrid_run(folder / "joint" / name, s, "joint")
-    print(f"\nheads of seed {s.seed}", flush=True)
-    results, chosen = heads_on_all_images(images, frozen, joint, s)
-    half_results, half_chosen = heads_on_halves(images, folder / "half" / name, s)
-    results, chosen = results | half_results, chosen | half_chosen
-    arrays = {f"{head}/{split}": np.stack(pair) for head, splits in results.items() for split, pair in splits.items()}
-    with files.atomic_write(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, chosen=json.dumps(chosen), **arrays)
-    return results, chosen
+    """The results of all heads for the seed s.seed, kept in `folder`."""
+    path, seed = folder / f"right_{s.seed}.npz", f"seed_{s.seed}"
+    if not path.exists():
+        frozen = Path(s.backbones, seed)
+        if not s.backbones:
+            frozen = trained(hybrid_train, folder / "frozen" / seed, s, images)
+        joint = trained(hybrid_train, folder / "joint" / seed, s, images, "joint")
+        print(f"\nheads of seed {s.seed}", flush=True)
+        results = heads_on_all_images(images, frozen, joint, s)
+        content = io.BytesIO()
+        np.savez(content, **results | heads_on_halves(images, folder / "half" / seed, s))
+        run.write(path, content.getvalue())
+    with np.load(path, allow_pickle=False) as file:
+        return dict(file)
 
 
-def run(s):
-    """The whole study with the settings `s`. Return the content of metrics.json, which is updated after each seed."""
-    check_settings(s)
-    images = data.load_for(s)
-    s = hybrid_train.own_data_settings(s, images)
-    if s.quick:
-        s = SimpleNamespace(**vars(hybrid_train.quick_settings(s)) | {"seeds": min(s.seeds, 2)})
-    check_backbones(s)
-    results, chosen = {}, {}
-    with runs.Run("heads", s) as run:
-        for seed in range(s.seed, s.seed + s.seeds):
-            seed_s = SimpleNamespace(**vars(s) | {"seed": seed, "resume": ""})
-            results[seed], chosen[seed] = results_of_seed(images, run.path, seed_s)
-            if len(results) == 1:
-                probabilities = cross_validated_probabilities(images, run.path, seed_s)
-                title = f"CNN trained on the other half of the training images, {images.name}, seed {seed}"
-                figure = plots.mistakes(images.train.X, images.train.y, probabilities, images.classes, title,
-                                        "Labels that the CNN contradicts most confidently")
-                run.save({"label_errors.png": figure, "train_probabilities.npy": probabilities.astype(np.float16)})
-                continue
-            heads, tests, verdicts = summary(results)
-            figure = figures.classifier_comparison(heads, COMPARISONS, title_of(images.name, len(results)))
-            run.save({"study.png": figure, "verdicts.txt": "\n".join(verdicts) + "\n"})
-            table = {name: (head["val_accuracy"], head["test_accuracy"]) for name, head in heads.items()}
-            metrics = run.finish(table, dataset=images.name, **images.sizes, seeds=list(results), heads=heads, tests=tests,
-                                 verdicts=verdicts, chosen=chosen)  # fmt: skip
-            print("\n" + "\n".join(verdicts), flush=True)
-    return metrics
+def summarize(results):
+    """(heads, tests) of {seed: results}: accuracies over the seeds; a dict for each comparison."""
+    heads, tests = {}, []
+    for key in next(iter(results.values())):
+        name, split = key.split("/")
+        if split != "chosen":
+            values = [float(of_seed[key].mean()) for of_seed in results.values()]
+            head = heads.setdefault(name, {"by_seed": {}})
+            head["by_seed"][f"{split}_accuracy"] = values
+            head[f"{split}_accuracy"] = statistics.fmean(values)
+            head[f"{split}_accuracy_std"] = statistics.stdev(values)
+    for head, against in COMPARISONS:
+        by_seed = []
+        for seed, of_seed in results.items():
+            only_head, only_other, p = mcnemar(of_seed[f"{head}/test"], of_seed[f"{against}/test"])
+            counts = {"only_head_correct": only_head, "only_other_correct": only_other}
+            by_seed.append({"seed": seed, **counts, "p": p})
+        pairs = zip(*(heads[name]["by_seed"]["test_accuracy"] for name in (head, against)), strict=True)
+        test = paired_test([100 * (first - second) for first, second in pairs])
+        tests.append({"head": head, "against": against, "by_seed": by_seed, **test})
+    correct(tests, "p", "p_holm")
+    correct([row for test in tests for row in test["by_seed"]], "p", "p_holm")
+    return heads, tests
 
 
-def main(argv=None):
-    modules = (sys.modules[__name__], hybrid_train, cnn, data, runs)
-    run(settings.parse(*modules, argv=argv, both=("training",), script="experiments.py heads"))
+def draw(heads, title):
+    """Test accuracy of each head, and the paired differences: a dot for each seed, mean and 95 % interval."""
+    size = {"nrows": 2, "height_ratios": (len(heads), len(COMPARISONS))}
+    fig, axes = plots.figure(f"Classifiers on a CNN's features\n{title}", 9, 10, **size)
+    values = {name: 100 * np.array(head["by_seed"]["test_accuracy"]) for name, head in heads.items()}
+    output.dots(axes[0, 0], values, [plots.color_of(name) for name in values], "{:.2f}")
+    differences = {f"{head} vs\n{against}": values[head] - values[against] for head, against in COMPARISONS}
+    output.dots(axes[1, 0], differences, [plots.RIGHT] * len(differences), "{:+.2f}")
+    axes[1, 0].axvline(0, color="black", linewidth=0.8)
+    axes[0, 0].set_xlabel("test accuracy (%); half: of the training images for the CNN")
+    axes[1, 0].set_xlabel("difference in points: seeds, mean, 95 % interval")
+    return fig
+
+
+def label_errors(images, folder, s):
+    """A Figure of the training labels that a CNN contradicts which was trained on the other half."""
+    probabilities = np.empty((len(images.train.y), len(images.classes)), np.float32)
+    first, second = halves(images, s)
+    for half, judged, name in ((first, second, "half"), (second, first, "other_half")):
+        path = trained(cnn, folder / name / f"seed_{s.seed}", s, half) / "backbone.safetensors"
+        rows = np.searchsorted(images.train.indices, judged.train.indices)
+        probabilities[rows] = softmax(cnn.predict_logits(cnn.restore(path)[0], judged.train.X), axis=1)
+    title = f"CNN trained on the other half of the training images, {images.name}, seed {s.seed}"
+    X, content = images.as_shown(images.train.X), "Labels that the CNN contradicts most confidently"
+    return plots.mistakes(X, images.train.y, probabilities, images.classes, title, content)
+
+
+def main(argv):
+    s = run.parse(argv, sys.modules[__name__], hybrid_train, cnn, data, run)
+    hybrid_train.check_settings(s)
+    if s.backbone or s.resume or s.train_on_val:
+        raise run.Error("heads: --backbone, --train-on-val, --resume: not here; the same command continues")
+    seeds = range(s.seed, s.seed + (2 if s.quick else s.seeds if s.seeds > 1 else 5))
+    folder = Path(s.output_dir or run.ROOT / f"runs/studies{'/quick' if s.quick else ''}/heads")
+    folder.mkdir(parents=True, exist_ok=True)
+    made_from, path = run.training_settings(s) | {"seeds": 0}, folder / "settings.json"
+    if path.exists() and run.read_json(path) != made_from:
+        raise run.Error(f"{folder}: has results of other settings; name another --output-dir")
+    run.write(path, json.dumps(made_from, indent=2) + "\n")
+    s.head_batch_size = min(s.head_batch_size, 32) if s.quick else s.head_batch_size
+    images, results = data.load(s), {}
+    for seed in seeds:
+        results[seed] = results_of_seed(images, folder, SimpleNamespace(**vars(s) | {"seed": seed}))
+    output.save_figure(folder / "label_errors.png", label_errors(images, folder, s))
+    heads, tests = summarize(results)
+    output.save_figure(folder / "study.png", draw(heads, f"{images.name}, {len(seeds)} seeds"))
+    chosen = {}
+    for seed in seeds:
+        chosen[seed] = {k.split("/")[0]: v.item() for k, v in results[seed].items() if k.endswith("/chosen")}
+    metrics = {"dataset": images.name, **images.sizes, "seeds": list(seeds), "heads": heads, "tests": tests}
+    metrics |= {"chosen": chosen, "settings": vars(s), "command": run.command_line(), **run.environment()}
+    run.write(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    keys = ("val_accuracy", "test_accuracy")
+    rows = [[name, *(output.percent(m, key) for key in keys)] for name, m in heads.items()]
+    print("\n" + output.aligned(["classifier", "validation", "test"], rows))
+    rows = [[test["head"], test["against"], *output.difference(test)] for test in tests]
+    print(output.aligned(["classifier", "compared with", "difference in points", "p"], rows))
+    print(f"metrics.json, study.png and label_errors.png are in {folder}")

@@ -1,230 +1,205 @@
-"""What a study leaves behind: runs.csv, summary.json and a figure, which is made from summary.json alone."""
+"""What a study leaves behind: runs.csv and summary.json, and from the latter a figure and README.md."""
 
-if __name__ == "__main__":
-    raise SystemExit("studies/output.py is a module, not a script: experiments.py uses it")
-
-import csv
 import io
 import json
-import textwrap
-from pathlib import Path
 
 import numpy as np
 
-from plots import GREY, MODEL_COLORS, SERIES, WRONG, figure
-from studies.comparison import baselines_in, interval, not_learned
-from studies.study import label
-from support import files
+import plots
+import run
+from studies import STUDIES
+from studies.comparison import COLUMNS, not_learned, summarize, tests_of
+from studies.statistics import interval
 
-SCRIPT_COLORS = {"mlp": MODEL_COLORS["NumPy MLP"], "cnn": MODEL_COLORS["CNN"],
-                 "hybrid": MODEL_COLORS["CNN features + NumPy MLP"]}  # fmt: skip
-RANGE = 12  # points of accuracy that a figure shows below the best variant; a variant below them has a mark at the edge
+INTRODUCTION = """# Studies
+
+Made by `python experiments.py`; the numbers are in each folder's `runs.csv` and `summary.json`.
+
+Most studies change one factor of a plain baseline (`PLAIN` in `studies/mlp.py` and `studies/cnn.py`).
+Validation chooses the learning rate of every variant, with the first seed, except where a study says
+otherwise; "(edge)" marks the lowest or highest of those to choose from. The test images choose nothing.
+Accuracies are mean ± standard deviation over the seeds, which are the same for all variants. A difference is
+that in test accuracy to the baseline, paired over the seeds, with its 95 % interval (Student's t,
+uncorrected); p is that of the paired t test, corrected for all tests of a study (Holm). With few seeds, small
+differences remain undetected. Variants of which only some seeds have learned anything are not tested. The
+last column is the time of a run on one thread. Below a study: what similar projects report, from single runs,
+or have chosen.
+"""
+HEADER = ["variant", "learning rate", "validation", "test", "difference in points", "p", "on training images"]
+HEADER += ["seconds"]
+CLAIMS = ["of similar projects", "difference in points", "p"]
+AXES = {"train_size": "training images", "label_noise": "fraction of wrong training labels"}
+AXES |= {"seconds": "training time (s), one thread"}
+COLORS = {"mlp": plots.MODEL_COLORS["NumPy MLP"], "cnn": plots.MODEL_COLORS["CNN"]}
+COLORS |= {"hybrid": plots.MODEL_COLORS["CNN features + NumPy MLP"]}
+RANGE = 12  # points below the best variant; poorer ones are at the edge of a figure
 
 
 def write(folder, comparison, rows):
-    """Write the files of a finished study into `folder`; return its summary. Raises OSError."""
-    summary, table = comparison.summary(rows), comparison.table(rows)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, table[-1], restval="", lineterminator="\n")  # a final run has all columns
-    writer.writeheader()
-    writer.writerows(table)
+    """Write the files of a finished study into `folder`, and README.md beside it; return the summary."""
     folder.mkdir(parents=True, exist_ok=True)
-    files.write_text(folder / "runs.csv", text.getvalue())
-    save(folder, summary)
+    summary = json.loads(json.dumps(summarize(comparison, rows)))  # as it will be read
+    table = [[str(row.get(column, "")) for column in COLUMNS] for row in rows]  # all digits of floats
+    run.write(folder / "runs.csv", run.csv_text(COLUMNS, table))
+    run.write(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+    save_figure(folder / f"{folder.name}.png", draw(summary))
+    run.write(folder.parent / "README.md", readme(folder.parent))
     return summary
 
 
-def save(folder, summary):
-    """Write summary.json and the figure."""
-    files.write_text(folder / "summary.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
-    with files.atomic_write(Path(folder, f"{summary['name']}.png")) as temporary:
-        draw(summary).savefig(temporary, format="png")
+def save_figure(path, figure):
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    run.write(path, content.getvalue())
+
+
+# ---- tables
+
+
+def percent(metrics, name):
+    """93.90 ± 0.16 %: an accuracy, its standard deviation over several seeds; "-" if it was not recorded."""
+    if name not in metrics:
+        return "-"
+    several = len(metrics.get("by_seed", {}).get(name, ())) > 1
+    return f"{100 * metrics[name]:.2f}" + (f" ± {100 * metrics[f'{name}_std']:.2f} %" if several else " %")
+
+
+def difference(test):
+    """["-0.34 (-0.44 to -0.23)", p] of an entry of `tests_of`, or ["-", "-"]."""
+    if not test:
+        return ["-", "-"]
+    return [f"{test['points']:+.2f} ({test['low']:+.2f} to {test['high']:+.2f})", f"{test['p_holm']:.2g}"]
+
+
+def tables(summary):
+    """(rows of HEADER, rows of CLAIMS) of a study."""
+    results, baseline_of = summary["variants"], summary["baseline_of"]
+    claims = STUDIES[summary["name"]].claims if summary["name"] in STUDIES else {}
+    tests, rows = {}, []
+    for test in tests_of(results, baseline_of, claims):
+        negated = {"points": -test["points"], "low": -test["high"], "high": -test["low"]}
+        tests[test["variant"], test["against"]] = test
+        tests[test["against"], test["variant"]] = test | negated
+    for name, result in results.items():
+        points, p = difference(tests.get((name, baseline_of.get(name))))
+        notes = [points]
+        if points != "-" and len(set(baseline_of.values())) > 1:
+            notes.append(f"to {baseline_of[name]}")
+        if number := not_learned(result):
+            notes.append(f"{number} of {len(result['seeds'])} seeds learned nothing")
+        if result.get("failed"):
+            notes.append(f"{result['failed']} of {summary['seeds']} seeds: {result['message']}")
+        rate = f"{result['learning_rate']:g}" + (" (edge)" if result.get("at_edge") else "")
+        val, test, train = (percent(result, f"{split}_accuracy") for split in ("val", "test", "train_eval"))
+        name = f"**{name}** (baseline)" if name in baseline_of.values() else name
+        seconds = f"{result['seconds']:.0f}" if "seconds" in result else "-"
+        rows.append([name, rate, val, test, "; ".join(notes), p, train, seconds])
+    return rows, [[text, *difference(tests.get(pair))] for text, pair in claims.items()]
+
+
+def markdown(header, rows):
+    lines = [header, ["---"] * len(header), *rows]
+    lines = [[str(cell).replace("|", "/") for cell in line] for line in lines]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def aligned(header, rows):
+    """A table for the terminal."""
+    rows = [[str(cell).replace("**", "") for cell in row] for row in [header, *rows]]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]
+    return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def text_of(summary):
+    """The tables of a study, for the terminal."""
+    rows, claims = tables(summary)
+    return aligned(HEADER, rows) + (aligned(CLAIMS, claims) if claims else "")
+
+
+def about(summary):
+    """Fashion-MNIST, 5 seeds, 12 epochs"""
+    epochs = "-".join(dict.fromkeys(map(str, summary["epochs"][:1] + summary["epochs"][-1:])))
+    return f"{summary['dataset']}, {summary['seeds']} seeds, {epochs} epochs"
+
+
+def section(summary):
+    """One study in Markdown."""
+    name, study = summary["name"], STUDIES.get(summary["name"])
+    question, note = (study.question, study.note) if study else (summary["question"], summary["note"])
+    rows, claims = tables(summary)
+    cost = f"{summary['runs']} runs, {summary['run_seconds'] / 60:.0f} minutes of one core"
+    command = f"`{summary['command']}`. {about(summary)}. {cost} ({summary['machine']['processor']})."
+    parts = [f"## {name}\n", f"{question} {note}".strip() + "\n", command + "\n", markdown(HEADER, rows)]
+    parts += [f"![{question}]({name}/{name}.png)\n", *([markdown(CLAIMS, claims)] if claims else [])]
+    return "\n".join(parts)
+
+
+def readme(folder):
+    """The text of README.md of the studies in a folder, in their order, then the sweeps. Raises run.Error."""
+    names = {path.parent.name for path in folder.glob("*/summary.json")}
+    names = [name for name in STUDIES if name in names] + sorted(names - STUDIES.keys())
+    summaries = [run.read_json(folder / name / "summary.json") for name in names]
+    index = [[f"[{s['name']}](#{s['name']})", s["question"]] for s in summaries]
+    if (folder / "heads/README.md").exists():
+        index.append(["[heads](heads/README.md)", "Which classifier is best on a CNN's features?"])
+    return "\n".join([INTRODUCTION, markdown(["study", "question"], index), *map(section, summaries)])
+
+
+# ---- figures
 
 
 def draw(summary):
-    """The Figure of a study: a heat map, lines over a number, or a dot for each seed."""
+    """The Figure of a study: lines over a number, or a row for each variant with a dot for each seed."""
     results = {name: result for name, result in summary["variants"].items() if "val_accuracy" in result}
-    title = f"{summary['question']}\n{title_of(summary)}"
+    title = f"{summary['question']}\n{about(summary)}"
     if not results:
-        fig, axes = figure(title, 9, 2)
-        axes[0, 0].axis("off")
-        axes[0, 0].text(0.5, 0.5, "every variant diverged or failed", ha="center", va="center")
-        return fig
-    if len(summary["factors"]) == 2:
-        return heat_map(summary, results, title)
+        return plots.figure(f"{title}\nEvery variant diverged.", 9, 1)[0]
     if summary["x"]:
         return lines(summary, results, title)
-    return dots(summary, results, title)
+    fig, axes = plots.figure(title, 9, 2 + 0.3 * len(results))
+    rows = {name: 100 * np.array(result["by_seed"]["test_accuracy"]) for name, result in results.items()}
+    colors = [COLORS.get(result["script"], plots.GREY) for result in results.values()]
+    dots(axes[0, 0], rows, colors, "{:.2f}", max(values.mean() for values in rows.values()) - RANGE)
+    axes[0, 0].set_xlabel("test accuracy (%): seeds, mean, 95 % interval", fontsize=9)
+    return fig
 
 
-def title_of(summary):
-    epochs = "-".join(dict.fromkeys(map(str, (summary["epochs"][0], summary["epochs"][-1]))))
-    seeds = f"{summary['seeds']} seed{'s' * (summary['seeds'] > 1)}"
-    return ", ".join(filter(None, [summary["dataset"], seeds, f"{epochs} epoch{'s' * (epochs != '1')}"]))
+def dots(ax, rows, colors, template, lowest=-np.inf):
+    """Rows {name: values of the seeds}: dots, their mean and its 95 % interval, at the right the mean.
 
-
-def lost(result):
-    """Why a variant has no results, in a word."""
-    return "diverged" if result.get("diverged") else "failed"
-
-
-def accuracies(result):
-    """Test accuracy of each seed in percent."""
-    return 100 * np.array(result["by_seed"]["test_accuracy"])
-
-
-def dots(summary, results, title):
-    """Test accuracy of each variant: a dot for each seed, the mean and its 95 % interval; below it curves by epoch."""
-    variants = summary["variants"]
-    baselines = baselines_in(summary)
-    names = [textwrap.fill(f"{name} (baseline)" if {name} == baselines else name, 36) for name in variants]
-    height = 0.16 * sum(2 + name.count("\n") for name in names)
-    panels = [height, 3.2] if summary["curves"] else [height]
-    fig, axes = figure(title, 9, 1.5 + 1.15 * sum(panels), nrows=len(panels), height_ratios=panels)
-    ax = axes[0, 0]
-    points = list(map(accuracies, results.values()))
-    lowest = max(values.mean() for values in points) - RANGE  # far below, neither seeds nor intervals set the range
-    ends = [(values.mean() - interval(values), *values, values.mean() + interval(values))
-            for values in points if values.mean() > lowest]  # fmt: skip
-    high = max(map(max, ends))
-    low = max(high - RANGE, min(map(min, ends)))
-    margin = 0.04 * max(high - low, 0.1)
-    for row, result in enumerate(variants.values()):
-        beside = {"fontsize": 9, "va": "center", "transform": ax.get_yaxis_transform()}
-        if "by_seed" not in result:
-            ax.text(1.02, row, lost(result), color=GREY, **beside)
+    A row whose mean is below `lowest` is a triangle at the left edge.
+    """
+    for number, (values, color) in enumerate(zip(rows.values(), colors, strict=True)):
+        if values.mean() < lowest:
+            ax.plot(0.01, number, "<", color=color, transform=ax.get_yaxis_transform())
             continue
-        values, color = accuracies(result), SCRIPT_COLORS.get(result["script"], GREY)
-        ax.plot(values, np.full(len(values), row), "o", color=color, alpha=0.5, markersize=5, markeredgewidth=0)
-        if values.mean() < low:
-            ax.plot(low - margin / 2, row, "<", color=color, markersize=6)
-        else:
-            ax.errorbar(values.mean(), row, xerr=interval(values) or None, color=color, marker="|", markersize=12,
-                        markeredgewidth=2, elinewidth=1.2)  # fmt: skip
-        several = f", {result['failed']} {lost(result)}" if result.get("failed") else ""
-        several += f", {number} learned nothing" if (number := not_learned(result)) else ""
-        ax.text(1.02, row, f"{values.mean():.2f}{several}", **beside)
-    for name in baselines if len(baselines) == 1 else ():
-        if "by_seed" in variants[name]:
-            ax.axvline(accuracies(variants[name]).mean(), color=GREY, linewidth=0.8, linestyle=":", zorder=0)
-    ax.set_yticks(range(len(names)), names, fontsize=9)
-    ax.set(xlim=(low - margin, high + margin), ylim=(len(names) - 0.5, -0.5))
-    words = [": seeds, mean" * (summary["seeds"] > 1) + ", 95 % interval" * (summary["seeds"] > 2)]
-    words += ["; triangle: mean below this axis"] if any(values.mean() < low for values in points) else []
-    words += ["; dotted: baseline"] if len(baselines) == 1 else []
-    ax.set_xlabel("".join(["test accuracy (%)", *words]), fontsize=9)
+        ax.plot(values, np.full(len(values), number), "o", color=color, alpha=0.45, markeredgewidth=0)
+        style = {"color": color, "marker": "|", "markersize": 12, "markeredgewidth": 2}
+        ax.errorbar(values.mean(), number, xerr=interval(values), **style)
+    means = np.array([[values.mean()] for values in rows.values()])
+    plots.numbers_beside(ax, means, template, ["black"])
+    ax.set_yticks(range(len(rows)), rows, fontsize=9)
+    ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.grid(axis="x", alpha=0.25)
-    if summary["curves"]:
-        curves(axes[1, 0], results)
-    return fig
-
-
-def curves(ax, results):
-    """Validation accuracy by epoch, the mean over the seeds."""
-    best = 100 * max(max(result["val_accuracy_by_epoch"]) for result in results.values())
-    worst = 100 * min(result["val_accuracy_by_epoch"][-1] for result in results.values())
-    low = max(worst - 3, best - 2 * RANGE)
-    for number, (name, result) in enumerate(results.items()):
-        values = 100 * np.array(result["val_accuracy_by_epoch"])
-        name += " (lower)" if values.max() < low else ""
-        ax.plot(np.arange(1, len(values) + 1), values, label=textwrap.fill(name, 30), linewidth=1.6,
-                color=SERIES[number % len(SERIES)], linestyle=("-", "--", ":", "-.")[number // len(SERIES) % 4],
-                marker="o" if len(values) == 1 else None)  # fmt: skip
-    ax.set_ylim(low, best + 0.05 * (best - low))
-    seen = [100 * np.array(result["val_accuracy_by_epoch"]) >= low for result in results.values()]
-    first, last = min(values.argmax() + 1 for values in seen if values.any()), max(map(len, seen))
-    ax.set_xlim(first - 0.02 * last, last + 0.02 * last)  # without epochs in which no curve is in range
-    ax.set_xlabel("epoch", fontsize=9)
-    ax.set_ylabel("validation accuracy (%)", fontsize=9)
-    ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-    ax.grid(alpha=0.25)
-    rows = 9 if len(results) <= 18 else 13
-    ax.legend(frameon=False, fontsize=8 if rows == 9 else 7, loc="center left", bbox_to_anchor=(1.01, 0.5),
-              ncols=-(-len(results) // rows))  # fmt: skip
-
-
-def heat_map(summary, results, title):
-    """Mean test accuracy for each pair of values; the pair with the best validation accuracy has a frame."""
-    rows, columns = summary["factors"]
-    first, second = ([*dict.fromkeys(shown(result, name) for result in summary["variants"].values())]
-                     for name in (rows, columns))  # fmt: skip
-    places = {name: (first.index(shown(result, rows)), second.index(shown(result, columns)))
-              for name, result in summary["variants"].items()}  # fmt: skip
-    grid, texts = np.full((len(first), len(second)), np.nan), {}
-    for name, result in summary["variants"].items():
-        texts[places[name]] = lost(result)
-        if name in results:
-            grid[places[name]] = 100 * result["test_accuracy"]
-            texts[places[name]] = f"{100 * result['test_accuracy']:.2f}"
-    width = max(0.95, 0.1 * max(map(len, second)))
-    fig, axes = figure(f"{title}\nframe: best on validation", min(9, max(5, 2.6 + width * len(second))),
-                       2.4 + 0.5 * len(first))  # fmt: skip
-    ax = axes[0, 0]
-    low = max(np.nanmin(grid), np.nanmax(grid) - RANGE)  # a few very poor pairs would hide the differences of the others
-    image = ax.imshow(grid, cmap="viridis", aspect="auto", vmin=low, vmax=np.nanmax(grid))
-    for (i, j), text in texts.items():
-        dark = grid[i, j] < (low + np.nanmax(grid)) / 2  # not where it diverged
-        size = 9 if len(second) <= 6 else 7
-        ax.text(j, i, text, ha="center", va="center", fontsize=size, color="white" if dark else "black")
-    ax.add_patch(frame(places[max(results, key=lambda name: results[name]["val_accuracy"])]))
-    ax.set(xticks=range(len(second)), xticklabels=second, yticks=range(len(first)), yticklabels=first,
-           xlabel=columns.replace("_", " "), ylabel=rows.replace("_", " "))  # fmt: skip
-    if 0.1 * sum(map(len, second)) > 5:
-        ax.set_xticklabels(second, rotation=40, ha="right", rotation_mode="anchor")
-    ax.spines[:].set_visible(False)
-    fig.colorbar(image, label="test accuracy (%)" + ", mean over seeds" * (summary["seeds"] > 1))
-    return fig
-
-
-def shown(result, name):
-    """The value of a setting of a variant as it was in the study: lists of a summary.json are tuples."""
-    value = result["settings"][name]
-    return label(tuple(value) if isinstance(value, list) else value)
-
-
-def frame(place):
-    from matplotlib.patches import Rectangle
-
-    return Rectangle((place[1] - 0.5, place[0] - 0.5), 1, 1, fill=False, edgecolor=WRONG, linewidth=2.5)
 
 
 def lines(summary, results, title):
-    """Test accuracy against a number, a line for each group: seeds as dots, the mean and its 95 % interval."""
-    missing = [name for name in summary["variants"] if name not in results]
-    fig, axes = figure(title + (f"\ndiverged or failed: {', '.join(missing)}" if missing else ""), 9, 4.8)
+    """Test accuracy against a number, a line for each group: seeds, their mean and its 95 % interval."""
+    fig, axes = plots.figure(title, 9, 4.8)
     ax, groups = axes[0, 0], {}
-    for result in results.values():
+    for result in sorted(results.values(), key=lambda result: result["x"]):
         groups.setdefault(result["group"], []).append(result)
-    places = [result["x"] for result in results.values()]
-    is_logarithmic = min(places) > 0 and max(places) > 8 * min(places)
-    for number, (group, members) in enumerate(groups.items()):
-        members = sorted(members, key=lambda result: result["x"])
-        x, color = np.array([result["x"] for result in members]), MODEL_COLORS.get(group, SERIES[number % len(SERIES)])
-        if summary["x"] != "seconds":  # beside each other, not on top of each other
-            shift = number - (len(groups) - 1) / 2
-            x = x * 1.04**shift if is_logarithmic else x + 0.006 * shift * (max(places) - min(places))
-        values = list(map(accuracies, members))
+    for group, members in groups.items():
+        x, color = [result["x"] for result in members], plots.color_of(group)
+        values = [100 * np.array(result["by_seed"]["test_accuracy"]) for result in members]
         for place, points in zip(x, values, strict=True):
-            ax.plot(np.full(len(points), place), points, "o", color=color, alpha=0.4, markersize=4, markeredgewidth=0)
-        ax.errorbar(x, [points.mean() for points in values], yerr=[interval(points) for points in values], color=color,
-                    linewidth=1.6, elinewidth=1, capsize=2, label=group or None)  # fmt: skip
-    if is_logarithmic:
-        logarithmic(ax, min(places), max(places), sorted(set(places)) if summary["x"] != "seconds" else [])
-    names = {"train_size": "training images", "seconds": "training time (s), one thread",
-             "label_noise": "fraction of wrong training labels"}  # fmt: skip
-    ax.set(xlabel=names.get(summary["x"], summary["x"].replace("_", " ")), ylabel="test accuracy (%)")
+            ax.plot(np.full(len(points), place), points, "o", color=color, alpha=0.4, markersize=4)
+        means, errors = [points.mean() for points in values], [interval(points) for points in values]
+        ax.errorbar(x, means, yerr=errors, color=color, elinewidth=1, capsize=2, label=group)
+    places = [result["x"] for result in results.values()]
+    ax.set_xscale("log" if min(places) > 0 and max(places) > 8 * min(places) else "linear")
+    ax.set(xlabel=AXES[summary["x"]], ylabel="test accuracy (%)")
     ax.grid(alpha=0.25)
-    if any(groups):
-        ax.legend(frameon=False, fontsize=9)
+    ax.legend(frameon=False, fontsize=9)
     return fig
-
-
-def logarithmic(ax, low, high, places):
-    """A logarithmic x axis from low to high, with ticks at `places`, or at 1, 2, 5, 10, ... where these are too many."""
-    if not 1 < len(places) <= 8:
-        decades = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
-        places = [place for place in np.outer(decades, (1, 2, 5)).ravel() if low / 1.2 <= place <= high * 1.2]
-    ax.set_xscale("log")
-    ax.set_xticks(places, [f"{place:,.0f}" if place >= 10 else f"{place:g}" for place in places])
-    ax.minorticks_off()
-    ax.set_xlim(low / 1.25, high * 1.25)

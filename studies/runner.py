@@ -1,166 +1,172 @@
-"""Runs the trainings of studies: each result is kept at once and found again by what it is made from."""
+"""Runs the trainings of studies in several processes. Each result is a JSON file, found by its settings."""
 
-if __name__ == "__main__":
-    raise SystemExit("studies/runner.py is a module, not a script: experiments.py uses it")
-
+import contextlib
+import functools
+import io
 import json
-import platform
+import signal
 import sys
+import tempfile
+import threading
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
+import joblib
+import numpy as np
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 import data
-from studies.execute import Job, backbone_path, file_digest
-from studies.study import settings_of
-from studies.versions import code_digest, package_versions
-from support import files, runs, settings
+import run
+from studies.study import learning_rate_of, script_of
 
+RESULTS = ("val_accuracy", "test_accuracy", "test_loss", "test_ece", "parameters", "seconds")
 FULL_SPLIT = 48_000  # training images for which the studies' numbers of images are meant
+QUIET = {"figures": False, "save_weights": False, "tta": "none"}  # settings of all runs
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training run: a script with all its settings; of a hybrid perhaps the job that trains its CNN."""
+
+    script: str
+    settings: dict
+    dataset: SimpleNamespace  # name, fingerprint, image_shape, train_size, num_classes
+    key: str
+    backbone: "Job | None" = None
+    is_backbone: bool = False
+
+    @property
+    def learning_rate(self):
+        return self.settings[learning_rate_of(self.script, self.settings)]
+
+
+def make_job(script, changes, backbone=None, is_backbone=False):
+    """The Job of a script with settings that differ from its defaults. Raises run.Error for impossible ones.
+
+    In a smoke test, a study's number of training images is scaled to the subset.
+    """
+    module = script_of(script)
+    s = module.settings(**QUIET | changes)
+    module.check_settings(s)
+    dataset = describe(data_settings(vars(s) | {"train_size": 0, "label_noise": 0.0}))
+    data.check_augmentation(s, dataset)
+    if s.quick and s.train_size:
+        s.train_size = max(20, s.train_size * dataset.train_size // FULL_SPLIT)
+    made_from = [script, run.training_settings(s), dataset.fingerprint, is_backbone]
+    made_from.append(backbone.key if backbone else "")
+    key = run.digest(np.frombuffer(json.dumps(made_from).encode(), np.uint8))
+    return Job(script, vars(s), dataset, key, backbone, is_backbone)
+
+
+def data_settings(settings):
+    """((name, value), ...) of the settings on which the dataset depends."""
+    return tuple((name.lower(), settings[name.lower()]) for name in run.constants(data))
+
+
+@functools.cache
+def describe(chosen):
+    images = data.load(SimpleNamespace(**dict(chosen)))
+    about = {"name": images.name, "fingerprint": images.fingerprint(), "image_shape": images.image_shape}
+    return SimpleNamespace(train_size=len(images.train.y), num_classes=len(images.classes), **about)
+
+
+@functools.lru_cache(maxsize=1)  # the next run of a process mostly has the same images
+def load_images(chosen):
+    return data.load(SimpleNamespace(**dict(chosen)))
+
+
+def one_thread():
+    """A context in which all computes in one thread: results depend neither on the cores nor on --jobs."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+    return threadpool_limits(1)
+
+
+def execute(job, folder):
+    """(job, its row). The weights of a backbone are left in `folder`, nothing else."""
+    module, s, silent = script_of(job.script), SimpleNamespace(**job.settings), io.StringIO()
+    images = load_images(data_settings(job.settings))
+    with tempfile.TemporaryDirectory(prefix="study_") as temporary, one_thread():
+        s.output_dir, s.save_weights = str(Path(temporary, "run")), job.is_backbone
+        if job.backbone:
+            s.backbone = str(weights_of(job.backbone, folder))
+        try:
+            with contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
+                result = module.run_once(s, images)
+        except run.Diverged as error:
+            return job, {"message": str(error)}
+        if job.is_backbone:
+            run.write(weights_of(job, folder), Path(result.folder, "backbone.safetensors").read_bytes())
+    row, history = {name: result.metrics[name] for name in RESULTS}, result.history
+    row |= {"epochs": len(history["epoch"]), "train_eval_accuracy": history["train_eval_accuracy"][-1]}
+    return job, row | {"history": history}
+
+
+def weights_of(job, folder):
+    return Path(folder, f"{job.key}.safetensors")
+
+
+def start_process():
+    """Ctrl-C reaches every process of a terminal; the first one ends the others, which say nothing."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    tqdm.set_lock(threading.RLock())  # not a semaphore, about which a killed process leaves a message
 
 
 class Runner:
-    """Runs jobs on `workers`, one of studies.workers, and keeps their rows in `folder`.
+    """Runs jobs in `num_jobs` processes, or on a Dask scheduler's workers, and keeps their rows in `folder`.
 
-    overrides: settings of every run, such as {"quick": True}. on_finished(job, row): called for each finished run.
+    fresh: rows of earlier commands are not used. on_row() is called for each row.
     """
 
-    def __init__(self, folder, workers=None, overrides=None, on_finished=lambda job, row: None):
-        self.folder = Path(folder).resolve()  # the same for every worker
-        self.workers, self.overrides, self.on_finished = workers, overrides or {}, on_finished
-        self.versions, self.failed = {}, {}  # failed: {key: row} of the runs that failed twice
+    def __init__(self, folder, num_jobs=1, dask="", fresh=False, on_row=lambda: None):
+        self.folder, self.fresh, self.on_row, self.finished = Path(folder).resolve(), fresh, on_row, {}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.backend = {"backend": "loky", "n_jobs": num_jobs, "initializer": start_process}
+        if num_jobs == 1:
+            self.backend = {"backend": "sequential"}
+        if dask:
+            self.client = connect(dask)  # joblib uses the client that was made last
+            self.backend = {"backend": "dask", "n_jobs": -1}
 
-    def job(self, script, changes, backbone="", is_backbone=False):
-        """The Job of a script with settings that differ from its defaults. Raises settings.SettingError."""
-        changes = changes | {name: value for name, value in self.overrides.items() if name not in changes}
-        s = settings_of(script, changes | self.precision(script, changes))
-        fingerprint, num_images, image_shape = self.dataset(s)
-        if s.quick and s.train_size:
-            s.train_size = max(20, s.train_size * num_images // FULL_SPLIT)
-        if s.train_size > num_images:
-            raise settings.SettingError(f"--train-size {s.train_size:,}: the training split has {num_images:,} images")
-        settings.check_augmentation(s, image_shape)
-        contents = [file_digest(vars(s)[name]) for name in ("backbone", "head") if vars(s).get(name)]
-        identity = {"script": script, "settings": runs.training_settings(vars(s)), "backbone": backbone,
-                    "is_backbone": is_backbone, "files": contents, "code": self.version(script), "data": fingerprint}
-        key = data.digest_text(json.dumps(identity, sort_keys=True))
-        return Job(script, vars(s), key, backbone, is_backbone)
-
-    def precision(self, script, changes):
-        """{"device": ..., "precision": ...} as "auto" would choose them, once for all runs and for all later calls.
-
-        The choice is kept in the store, since it is made by trial on some machines and another one gives other results.
-        """
-        if script == "mlp":
-            return {}
-        if "precision" not in self.versions:
-            path, machine = self.folder / "precision.json", [platform.node(), platform.processor()]
-            try:
-                saved = json.loads(path.read_text(encoding="utf-8"))
-                self.versions["precision"] = {name: saved[name] for name in ("device", "precision")}
-                if saved["machine"] != machine:
-                    raise ValueError
-            except (OSError, ValueError, TypeError, KeyError):
-                self.versions["precision"] = choice = choose_precision()
-                self.folder.mkdir(parents=True, exist_ok=True)
-                files.write_text(path, json.dumps(choice | {"machine": machine}) + "\n")
-        return {name: value for name, value in self.versions["precision"].items() if changes.get(name, "auto") == "auto"}
-
-    def version(self, script):
-        """Digest of the code, and of the versions of the packages, that a script's results depend on."""
-        if script not in self.versions:
-            self.versions[script] = data.digest_text(code_digest(script) + str(package_versions(script)))
-        return self.versions[script]
-
-    def dataset(self, s):
-        """(fingerprint, number of training images, shape of an image) of the dataset of s, before --train-size and noise."""
-        given = {name: getattr(s, name) for name in ("dataset", "data_dir", "quick", "image_size", "val_fraction")}
-        key = tuple(given.values())
-        if key not in self.versions:
-            images = data.load(**given, offline_fallback=False)
-            self.versions[key] = images.fingerprint(), len(images.train.y), images.image_shape
-        return self.versions[key]
-
-    def path(self, key):
-        return self.folder / f"{key}.json"
-
-    def finished(self, job):
-        """The row of a finished run, or None. A damaged file is renamed and named; its run is done again."""
-        path = self.path(job.key)
-        try:
-            saved = json.loads(path.read_text(encoding="utf-8"))
-            if data.digest_text(job.key + saved["row"]) != saved["digest"]:
-                raise ValueError("its content has changed")
-            row = json.loads(saved["row"])
-            weights = backbone_path(self.folder, job.key)
-            if "weights" in row and not (weights.exists() and file_digest(weights) == row["weights"]):
-                raise ValueError(f"{weights} is missing or has changed")
-            return row
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            path.replace(aside := path.with_suffix(".damaged"))
-            tqdm.write(f"{path} is damaged ({error}): renamed to {aside.name}; its run is done again", file=sys.stderr)
-            return None
-
-    def keep(self, job, row):
-        """Write a finished run's row, with a digest. Raises files.FileError where that is impossible, as on a full disk."""
-        text = json.dumps(row, allow_nan=False, sort_keys=True)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            content = {"digest": data.digest_text(job.key + text), "row": text}
-            files.write_text(self.path(job.key), json.dumps(content) + "\n")
-        except OSError as error:
-            raise stopped(f"{self.path(job.key)}: cannot be written ({error.strerror})") from None
+    def is_finished(self, job):
+        path = self.folder / f"{job.key}.json"
+        if job.key not in self.finished and not self.fresh and path.exists():
+            self.finished[job.key] = run.read_json(path)
+        return job.key in self.finished and (not job.is_backbone or weights_of(job, self.folder).exists())
 
     def rows(self, jobs):
-        """{key: row} of the jobs: those that are finished, and the others after running them.
+        """{key: row} of the jobs: of those that are finished, and of the others after running them."""
+        waiting = {job.key: job for job in jobs if not self.is_finished(job)}
+        backbones = {job.backbone.key: job.backbone for job in waiting.values() if job.backbone}
+        for _ in range(len(jobs) - len(waiting)):
+            self.on_row()
+        for batch in ([job for job in backbones.values() if not self.is_finished(job)], waiting.values()):
+            for job, row in self.train(batch) if batch else ():
+                run.write(self.folder / f"{job.key}.json", json.dumps(row) + "\n")
+                self.finished[job.key] = row
+                self.on_row()
+        return {job.key: self.finished[job.key] for job in jobs}
 
-        A run that ends with an error, or whose process dies, is repeated once, alone; if it fails again, its row is
-        {"error": message}. Raises files.FileError where the disk is full.
-        """
-        rows, waiting = {}, {}
-        for job in jobs:
-            if row := self.failed.get(job.key) or self.finished(job):
-                rows[job.key] = row
-                self.on_finished(job, row)
-            else:
-                waiting[job.key] = job
-        failed = [job for job, row in self.run(waiting, rows) if "error" in row]
-        for job in failed:
-            for _, row in self.run({job.key: job}, rows):
-                if "error" in row:
-                    self.failed[job.key] = rows[job.key] = row
-                    self.on_finished(job, row)
-        return rows
-
-    def run(self, jobs, rows):
-        """Yield (job, row) of the jobs {key: job} as they end; those without an error are kept and put into `rows`."""
-        for key, row in self.workers.run(list(jobs.values()), self.folder) if jobs else ():
-            if row.get("disk_full"):
-                raise stopped(row["error"])
-            if "error" not in row:
-                self.keep(jobs[key], row)
-                rows[key] = row
-                self.on_finished(jobs[key], row)
-            yield jobs[key], row
-
-    def remove_features(self):
-        """Remove the features of the backbones, the largest files by far; a later run extracts them again."""
-        for path in self.folder.glob("backbones/*/features*.npz"):
-            path.unlink(missing_ok=True)
+    def train(self, jobs):
+        """Yield (job, row) as the runs end. Raises what a run raises, and run.Error if a process dies."""
+        calls = (joblib.delayed(execute)(job, self.folder) for job in jobs)
+        try:
+            with joblib.parallel_config(**self.backend):
+                pool = joblib.Parallel(return_as="generator_unordered", batch_size=1, pre_dispatch="n_jobs")
+                with contextlib.closing(pool(calls)) as results:
+                    yield from results
+        except BrokenProcessPool:
+            reason = "a process died, perhaps for lack of memory: use fewer --jobs"
+            raise run.Error(f"{reason}; finished runs are kept, and the same command continues") from None
 
 
-def choose_precision():
-    """{"device": ..., "precision": ...} for the CNNs on this machine."""
-    from torch_cnn import backbone, devices
-
-    s = settings_of("cnn", {})
-    device = devices.pick_device(s.device)
-    precision = devices.pick_precision("auto", backbone.build(s), device)
-    return {"device": device.type, "precision": str(precision).removeprefix("torch.")}
-
-
-def stopped(reason):
-    """The error of a command that cannot go on for now."""
-    return files.FileError(f"{reason}; finished runs are kept, and the same command continues with them")
+def connect(address):
+    """A client of the Dask scheduler at an address."""
+    try:
+        from distributed import Client
+    except ImportError:
+        raise run.Error("--dask: needs another package: pip install distributed") from None
+    return Client(address, timeout="10s")

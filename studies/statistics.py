@@ -1,23 +1,43 @@
-"""Paired tests over seeds and over images, Holm's correction, and verdicts in words."""
+"""Tests and intervals: paired over seeds, and over images. Holm's correction for several tests."""
 
-if __name__ == "__main__":
-    raise SystemExit("studies/statistics.py is a module, not a script: experiments.py uses it")
+import statistics
 
 import numpy as np
+from scipy import stats
 
 LEVEL = 0.05  # of significance, for all comparisons of a study together
 
 
-def mcnemar(correct, correct_other):
-    """McNemar's exact test of two classifiers on the same images: (only the first correct, only the second, p).
+def paired_test(differences):
+    """The paired t test of two methods: {"points": mean difference, "points_std", "low", "high", "p"}.
 
-    correct, correct_other: booleans (N,). Under the null hypothesis, either is equally often the only correct one
-    (McNemar 1947).
+    differences (seeds,): in points, one for each seed, two or more. low, high: the 95 % interval of the mean.
+    Where all are equal, which happens with few test images, p is that of the sign test, 2 / 2^seeds.
     """
-    from scipy.stats import binomtest  # SciPy comes with scikit-learn
+    mean, std = statistics.fmean(differences), statistics.stdev(differences)
+    if np.ptp(differences) == 0:
+        low, high, p = mean, mean, 2 / 2 ** len(differences) if mean else 1.0
+    else:
+        result = stats.ttest_1samp(differences, 0)
+        p, (low, high) = result.pvalue, result.confidence_interval(0.95)
+    return {"points": mean, "points_std": std, "low": float(low), "high": float(high), "p": float(p)}
 
+
+def interval(values):
+    """Half the width of the 95 % interval of a mean, by Student's t; 0 for fewer than three values."""
+    if len(values) < 3:
+        return 0.0
+    return float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
+
+
+def mcnemar(correct, correct_other):
+    """McNemar's exact test of two classifiers on the same images (McNemar 1947).
+
+    correct, correct_other: booleans (N,). Returns how many images only the first has right, how many only the
+    second, and p: under the null hypothesis, both are equally likely.
+    """
     first, second = int((correct & ~correct_other).sum()), int((correct_other & ~correct).sum())
-    return first, second, float(binomtest(first, first + second).pvalue) if first + second else 1.0
+    return first, second, float(stats.binomtest(first, first + second).pvalue) if first + second else 1.0
 
 
 def holm(p):
@@ -28,27 +48,8 @@ def holm(p):
     return corrected.tolist()
 
 
-def paired_t(differences):
-    """Two-sided p value of the paired t test. differences (seeds,): of two methods, one for each seed.
-
-    Where all are equal, which happens with few test images, the sign test takes its place: 2 / 2^seeds.
-    """
-    from scipy.stats import ttest_1samp
-
-    if np.ptp(differences) == 0:
-        return 2 / 2 ** len(differences) if differences[0] else 1.0
-    return float(ttest_1samp(differences, 0).pvalue)
-
-
-def word_of(test):
-    """The verdict on a comparison in a word: better, worse or not distinguishable."""
-    return "not distinguishable" if test["p_holm"] >= LEVEL else "better" if test["points"] > 0 else "worse"
-
-
-def verdict(test):
-    """One sentence on a comparison, an entry of `heads.summary`'s tests."""
-    significant = [row["only_head_correct"] > row["only_other_correct"] for row in test["by_seed"] if row["p_holm"] < LEVEL]
-    points = f"{test['points']:+.2f} +- {test['points_std']:.2f} points"
-    return (f"{test['head']} vs {test['against']}: {word_of(test)}; {points}, p = {test['p_holm']:.3g} "
-            f"(paired t test over {len(test['by_seed'])} seeds, Holm); McNemar's test: better in "
-            f"{sum(significant)}, worse in {len(significant) - sum(significant)} seeds")  # fmt: skip
+def correct(tests, name, corrected):
+    """Write the p values `name` of the dicts that have it as `corrected`: for their number (Holm)."""
+    tested = [test for test in tests if name in test]
+    for test, p in zip(tested, holm([test[name] for test in tested]), strict=True):
+        test[corrected] = p

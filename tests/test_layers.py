@@ -1,176 +1,230 @@
-"""Properties of any network and any batch, drawn by hypothesis; check_gradients.py has the fixed cases."""
+"""Layers, losses and whole networks in float64, against central differences and PyTorch's autograd."""
 
-import copy
-import pickle
-from concurrent.futures import ThreadPoolExecutor
+import itertools
+import math
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import settings as drawing
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
+import torch
+from torch.nn import functional as F
 
-import data
 import mlp_from_scratch as mlp
-from numpy_nn import layers
-from support import settings
 
-drawing.register_profile("here", deadline=None, derandomize=True, max_examples=60)  # the same examples on every machine
-drawing.load_profile("here")
+RNG = np.random.default_rng(7)
+STATE = RNG.bit_generator.state
 
-
-@given(st.lists(st.integers(1, 6), max_size=3), st.integers(1, 9), st.integers(1, 7), st.integers(2, 5),
-       st.sampled_from(["tanh", "gelu", "sigmoid"]), st.sampled_from(["none", "batch", "layer"]),
-       st.sampled_from(sorted(layers.LOSSES)), st.integers(0, 9999))  # fmt: skip
-def test_the_gradient_of_any_network_in_any_direction(hidden, n, features, classes, activation, norm, loss, seed):
-    rng = np.random.default_rng(seed)
-    model = mlp.MLP((features, *hidden, classes), rng, activation=activation, norm=norm, dtype=np.float64)
-    model.params += 0.1 * rng.standard_normal(model.params.shape)
-    X, y = rng.standard_normal((n, features)), rng.integers(0, classes, n)
-    start, direction, h = model.params.copy(), rng.standard_normal(len(model.params)), 1e-6
-
-    def loss_at(t):
-        model.params[:] = start + t * direction
-        return layers.LOSSES[loss][0](model.forward(X, training=True), y, 0.1)
-
-    derivative = (loss_at(h)[0] - loss_at(-h)[0]) / (2 * h)
-    model.backward(loss_at(0)[1])
-    assert model.grads @ direction == pytest.approx(derivative, rel=1e-4, abs=1e-7)
+# {name: (the layer for x (N, 4); the same in PyTorch, in training mode, of the layer, its parameters, x)}
+LAYERS = {
+    "Linear": (lambda: mlp.Linear(4, 3), lambda layer, p, x: x @ p["W"] + p["b"]),
+    "Linear without b": (lambda: mlp.Linear(4, 3, bias=False), lambda layer, p, x: x @ p["W"]),
+    "Dropout": (lambda: mlp.Dropout(0.4, RNG), lambda layer, p, x: x * torch.tensor(layer.mask)),
+    "BatchNorm": (lambda: mlp.BatchNorm(4), lambda _, p, x: F.batch_norm(x, None, None, *p.values(), True)),
+    "LayerNorm": (lambda: mlp.LayerNorm(4), lambda _, p, x: F.layer_norm(x, x.shape[1:], *p.values())),
+}
+for f in (F.relu, F.leaky_relu, F.tanh, F.gelu, F.sigmoid):
+    LAYERS[f.__name__] = lambda f=f: mlp.Activation(f.__name__), lambda layer, p, x, f=f: f(x)
 
 
-@given(st.integers(1, 40), st.integers(1, 50), st.sampled_from(["none", "layer"]), st.integers(0, 9999))
-def test_batches_of_any_size_give_the_same_logits(n, batch_size, norm, seed):
-    rng = np.random.default_rng(seed)
-    model = mlp.MLP((5, 4, 3), rng, norm=norm, dtype=np.float64)
-    X = rng.standard_normal((n, 5))
-    assert np.allclose(model.predict_logits(X, batch_size), model.forward(X), rtol=1e-12, atol=1e-14)
+@pytest.fixture(autouse=True)
+def same_random_numbers():
+    """Whatever the order of the tests."""
+    RNG.bit_generator.state = STATE
 
 
-@given(st.integers(1, 30), st.integers(1, 40), st.sampled_from(["none", "batch", "layer"]))
-def test_any_batch_size_trains_on_each_image_once_per_epoch(n, batch_size, norm):
-    s = settings.load(mlp, hidden=(4,), norm=norm, batch_size=max(batch_size, 2), epochs=2)  # a last batch of 1 remains
-    rng = np.random.default_rng(0)
-    X, y = rng.random((n, 6), dtype=np.float32), np.arange(n) % 3
-    rows = []
-    trainer = mlp.Trainer(*mlp.build(6, 3, s), s, n)
-    trainer.fit(X, y, X, y, rows.append)
-    assert trainer.optimizer.t == 2 * -(-n // s.batch_size)
-    assert np.isfinite(trainer.model.params).all()
-    assert np.isfinite([row["train_loss"] for row in rows]).all()
+def central_differences(function, x, step=1e-5):
+    """The gradient of function() with respect to the float64 array x, of which it depends."""
+    gradient = np.empty_like(x)
+    for i, value in np.ndenumerate(x.copy()):
+        x[i] = value + step
+        above = function()
+        x[i] = value - step
+        gradient[i] = (above - function()) / (2 * step)
+        x[i] = value
+    return gradient
 
 
-@given(arrays(np.float32, st.tuples(st.integers(1, 6), st.integers(2, 6)), elements=st.floats(-1e4, 1e4, width=32)),
-       st.sampled_from(sorted(layers.LOSSES)), st.sampled_from([0.0, 0.1]), st.data())  # fmt: skip
-def test_extreme_logits(logits, loss, smoothing, data):
-    y = np.array(data.draw(st.lists(st.integers(0, logits.shape[1] - 1), min_size=len(logits), max_size=len(logits))))
-    before = logits.copy()
-    function, probabilities = layers.LOSSES[loss]
-    with np.errstate(over="raise", divide="raise", invalid="raise"):
-        value, dlogits = function(logits, y, smoothing)
-        p = probabilities(logits)
-    assert np.isfinite(value)
-    assert value >= -1e-6
-    assert np.isfinite(dlogits).all()
-    assert np.abs(dlogits).max() <= 1 / len(y) + 1e-6  # a probability minus a target
-    assert ((p >= 0) & (p <= 1)).all()
-    assert np.array_equal(logits, before)
-    if loss == "softmax":
-        assert np.allclose(p.sum(axis=1), 1, atol=1e-5)
-        assert np.allclose(dlogits.sum(axis=1), 0, atol=1e-5)
+def relative(a, b):
+    """The largest difference relative to the largest magnitude; infinite where a number is missing."""
+    assert np.shape(a) == np.shape(b)
+    error = np.abs(a - b).max() / max(np.abs(a).max(), np.abs(b).max(), 1e-300)
+    return error if np.isfinite(error) else np.inf
 
 
-@given(st.sampled_from(["none", "global", "per_pixel"]), st.sampled_from(["none", *layers.NORMS]), st.floats(0, 1, width=32))
-def test_constant_pixels(normalize, norm, value):
-    X = np.random.default_rng(0).random((20, 3, 3), dtype=np.float32)
-    X[:, 0] = value  # a row of pixels that is the same in all images
-    mean, std = data.normalization_stats(X, normalize)
-    rows = data.standardize(X, mean, std)
-    assert np.isfinite(rows).all()
-    s = settings.load(mlp, hidden=(4,), norm=norm, batch_size=8, epochs=2)
+def standalone(name):
+    """A layer with float64 parameters of its own; what backward does not fill stays NaN."""
+    layer = LAYERS[name][0]()
+    layer.params = {part: RNG.standard_normal(shape) for part, shape in layer.shapes.items()}
+    layer.grads = {part: np.full(shape, np.nan) for part, shape in layer.shapes.items()}
+    layer.buffers = {part: np.zeros(shape) for part, shape in layer.buffer_shapes.items()}
+    return layer
+
+
+def test_every_layer_of_the_tables_is_here():
+    norms = {norm.__name__ for norm in mlp.NORMS.values()}
+    assert set(LAYERS) == {"Linear", "Linear without b", "Dropout"} | norms | set(mlp.ACTIVATIONS)
+    others = {layer.__name__ for layer in mlp.Layer.__subclasses__()} - norms
+    assert others == {"Linear", "Activation", "Dropout"}
+
+
+@pytest.mark.parametrize("n", [3, 8])
+@pytest.mark.parametrize("name", LAYERS)
+def test_output_and_gradients(name, n):
+    layer, x = standalone(name), RNG.standard_normal((n, 4))
+    y, arrays = layer.forward(x, training=True), {"x": x} | layer.params
+    leaves = {part: torch.tensor(array, requires_grad=True) for part, array in arrays.items()}
+    expected = LAYERS[name][1](layer, {part: leaves[part] for part in layer.params}, leaves["x"])
+    assert relative(y, expected.detach().numpy()) < 1e-12
+    dout, x_before = RNG.standard_normal(y.shape), x.copy()
+    expected.backward(torch.tensor(dout))
+    dout_before = dout.copy()
+    gradients = {"x": layer.backward(dout)} | {part: grad.copy() for part, grad in layer.grads.items()}
+    assert np.array_equal(dout, dout_before)
+    assert np.array_equal(x, x_before)
+
+    def value():
+        if name == "Dropout":  # with the mask of the forward pass above
+            return np.vdot(dout, x * layer.mask)
+        return np.vdot(dout, layer.forward(x, training=True))
+
+    for part, gradient in gradients.items():
+        assert relative(gradient, leaves[part].grad.numpy()) < 1e-11, part
+        assert relative(gradient, central_differences(value, arrays[part])) < 1e-7, part
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_pass_in_eval_mode_does_not_disturb_the_backward_pass(name):
+    layer, x = standalone(name), RNG.standard_normal((5, 4))
+    y = layer.forward(x, training=True)
+    dout = RNG.standard_normal(y.shape)
+    expected = layer.backward(dout).copy()
+    buffers = {part: buffer.copy() for part, buffer in layer.buffers.items()}
+    layer.forward(RNG.standard_normal((3, 4)))
+    assert np.array_equal(layer.backward(dout), expected)
+    assert all(np.array_equal(layer.buffers[part], buffer) for part, buffer in buffers.items())
+    assert name in ("BatchNorm", "Dropout") or np.array_equal(layer.forward(x), y)
+
+
+def test_batch_norm_has_the_running_statistics_of_torch():
+    layer, reference = standalone("BatchNorm"), torch.nn.BatchNorm1d(4, dtype=torch.float64)
+    layer.init(None)
+    layer.params["beta"][:] = 0
+    for n in (7, 2, 30):
+        x = 2 + 3 * RNG.standard_normal((n, 4))
+        assert relative(layer.forward(x, training=True), reference(torch.tensor(x)).detach().numpy()) < 1e-12
+        assert relative(layer.buffers["mean"], reference.running_mean.numpy()) < 1e-12
+        assert relative(layer.buffers["var"], reference.running_var.numpy()) < 1e-12
+    for x in (RNG.standard_normal((7, 4)), RNG.standard_normal((1, 4))):
+        assert relative(layer.forward(x), reference.eval()(torch.tensor(x)).detach().numpy()) < 1e-12
+
+
+def test_batch_norm_of_a_single_row():
+    """It is its own mean: the output is beta, no gradient passes, and the running statistics stay."""
+    layer = standalone("BatchNorm")
+    layer.buffers["mean"][:], layer.buffers["var"][:] = 3, 4
+    assert np.array_equal(layer.forward(RNG.standard_normal((1, 4)), training=True)[0], layer.params["beta"])
+    assert not layer.backward(np.ones((1, 4))).any()
+    assert (set(layer.buffers["mean"]), set(layer.buffers["var"])) == ({3}, {4})
+
+
+@pytest.mark.parametrize("p", [0.3, 0.8])
+def test_dropout_keeps_the_mean(p):
+    layer, x = mlp.Dropout(p, np.random.default_rng(0)), np.ones((400, 500), np.float32)
+    y = layer.forward(x, training=True)
+    assert set(np.unique(y)) == {0, np.float32(1 / (1 - p))}
+    assert np.mean(y == 0) == pytest.approx(p, abs=0.01)
+    assert y.mean() == pytest.approx(1, abs=0.02)
+    assert not np.array_equal(layer.forward(x, training=True), y)  # another mask for each batch
+    assert layer.forward(x) is x
+
+
+VARIANCES = {"he": 2 / 500, "xavier": 2 / 1200, "lecun": 1 / 500, "random": 0.05**2}
+
+
+@pytest.mark.parametrize("init", mlp.INITS)
+def test_initial_variances(init):
+    model = mlp.MLP((500, 700, 3), RNG, init=init, init_scale=0.05, norm="layer")
+    (W, _), (W_last, _) = model.weights
+    assert W.var() == pytest.approx(VARIANCES[init], rel=0.01)
+    assert abs(W.mean()) < 3 * (VARIANCES[init] / W.size) ** 0.5
+    assert W_last.var() == pytest.approx(mlp.INITS[init](700, 3, 0.05), rel=0.1)
+    assert not model.views["0.b"].any()
+    assert (set(model.views["1.gamma"]), set(model.views["1.beta"])) == ({1}, {0})
+
+
+def torch_loss(name, logits, y, smoothing):
+    classes = logits.shape[1]
+    targets = F.one_hot(torch.tensor(y), classes).double() * (1 - smoothing) + smoothing / classes
+    if name == "softmax":
+        return F.cross_entropy(logits, targets)
+    return F.binary_cross_entropy_with_logits(logits, targets, reduction="sum") / len(y)
+
+
+EXTREME = np.array([[1e4, -1e4, 0], [-1e4, -1e4, -1e4], [9e4, -9e4, 1]])  # whose exponentials overflow
+
+
+@pytest.mark.parametrize("logits", [3 * RNG.standard_normal((7, 5)), EXTREME])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("name", mlp.LOSSES)
+def test_loss_and_gradient(name, smoothing, logits):
+    (function, probabilities), y, before = mlp.LOSSES[name], np.arange(1, len(logits) + 1) % 3, logits.copy()
     with np.errstate(all="raise", under="ignore"):
-        model, history = mlp.train(rows, np.arange(20) % 3, rows, np.arange(20) % 3, 3, s, lambda row: None)
-    assert np.isfinite(model.params).all()
-    assert np.isfinite(history["val_loss"]).all()
+        loss, dlogits = function(logits, y, smoothing)
+        values = probabilities(logits)
+    assert np.array_equal(logits, before)
+    leaf = torch.tensor(logits, requires_grad=True)
+    expected = torch_loss(name, leaf, y, smoothing)
+    assert (type(loss), loss) == (float, pytest.approx(expected.item(), rel=1e-12))
+    assert relative(dlogits, torch.autograd.grad(expected, leaf)[0].numpy()) < 1e-12
+    torch_probabilities = leaf.softmax(1) if name == "softmax" else leaf.sigmoid()
+    assert relative(values, torch_probabilities.detach().numpy()) < 1e-12
+    if logits is not EXTREME:
+        differences = central_differences(lambda: function(logits, y, smoothing)[0], logits)
+        assert relative(dlogits, differences) < 1e-7
 
 
-@given(st.integers(0, 4), st.sampled_from(sorted(layers.LOSSES)))
-def test_a_class_missing_from_the_data(missing, loss):
-    rng = np.random.default_rng(missing)
-    y = rng.choice([label for label in range(5) if label != missing], 60)
-    X = rng.random((60, 6), dtype=np.float32)
-    s = settings.load(mlp, hidden=(8,), loss=loss, batch_size=20, epochs=60, learning_rate=0.03, ema_decay=0.0)
-    model, _ = mlp.train(X, y, X, y, 5, s, lambda row: None)
-    assert layers.LOSSES[loss][1](model.predict_logits(X)).mean(axis=0).argmin() == missing
-    assert np.isfinite(model.params).all()
+def torch_network(model, params, x):
+    """The logits of the network in PyTorch, in training mode; params: its parameters as one tensor."""
+    start = 0
+    for layer in model.layers:
+        parts = {}
+        for name, shape in layer.shapes.items():
+            end = start + math.prod(shape)
+            parts[name], start = params[start:end].reshape(shape), end
+        name = layer.name if isinstance(layer, mlp.Activation) else type(layer).__name__
+        x = LAYERS["Linear without b" if parts.keys() == {"W"} else name][1](layer, parts, x)
+    return x
 
 
-@pytest.mark.parametrize("make", [copy.deepcopy, lambda trainer: pickle.loads(pickle.dumps(trainer))])
-def test_a_copy_of_a_trainer_continues_as_the_original(make):
-    rng = np.random.default_rng(0)
-    X, y = rng.random((40, 6), dtype=np.float32), np.arange(40) % 3
-    s = settings.load(mlp, hidden=(4,), epochs=2, batch_size=8, norm="batch", schedule="constant", warmup=0.0)
-    trainer = mlp.Trainer(*mlp.build(6, 3, s), s, 40)
-    trainer.fit(X, y, X, y)
-    twin = make(trainer)
-    before = trainer.model.params.copy()
-    for continued in (trainer, twin):
-        continued.s.epochs = 4
-        continued.fit(X, y, X, y)
-    assert not np.array_equal(trainer.model.params, before)
-    assert twin.model.params is not trainer.model.params
-    assert np.array_equal(twin.model.params, trainer.model.params)
-    assert np.array_equal(twin.model.predict_logits(X), trainer.model.predict_logits(X))
-    assert all(np.shares_memory(view, twin.model.params) for name, view in twin.model.views.items() if "W" in name)
+NETWORKS = [((6, 5, 4), *pair, 0.0) for pair in itertools.product(("none", *mlp.NORMS), mlp.ACTIVATIONS)]
+NETWORKS += [((), "none", "relu", 0.0), ((), "none", "relu", 0.4), ((6,), "batch", "tanh", 0.4)]
+NETWORKS += [((6, 5), "layer", "gelu", 0.4), ((7, 6, 5, 4), "none", "sigmoid", 0.2)]
 
 
-@pytest.mark.parametrize(("X", "y", "said"), [
-    (np.zeros((5, 3), np.float32), np.zeros(4, int), "X has 5 rows and y has 4"),
-    (np.zeros((0, 3), np.float32), np.zeros(0, int), "at least one"),
-    (np.array([[0, 1], [np.nan, 1], [0, np.inf]], np.float32), np.zeros(3, int), "in 2 of 3 rows; the first is row 1"),
-    (np.zeros((4, 3), np.float32), np.array([0, 1, 2, 3]), "whole numbers from 0 to 2"),
-    (np.zeros((4, 3), np.float32), np.array([0, 1, -1, 2]), "whole numbers from 0 to 2"),
-    (np.zeros((4, 3), np.float32), np.zeros(4), "whole numbers from 0 to 2"),
-    (np.zeros((4, 3), np.float32), np.zeros((4, 1), int), "one-dimensional"),
-])  # fmt: skip
-def test_data_that_cannot_be_trained_on(X, y, said):
-    s = settings.load(mlp, hidden=(4,), epochs=1, batch_size=2)
-    right = np.zeros((2, X.shape[1]), np.float32), np.zeros(2, int)
-    for both in ((X, y, *right), (*right, X, y)):  # in training or validation
-        with pytest.raises(ValueError, match=said):
-            mlp.train(*both, 3, s, lambda row: None)
+@pytest.mark.parametrize("loss", mlp.LOSSES)
+@pytest.mark.parametrize(("hidden", "norm", "activation", "dropout"), NETWORKS)
+def test_whole_network(hidden, norm, activation, dropout, loss):
+    options = {"norm": norm, "activation": activation, "dropout": dropout, "input_dropout": dropout / 2}
+    masks, rng = np.random.default_rng(2), np.random.default_rng(3)
+    model = mlp.MLP((5, *hidden, 3), rng, masks, np.float64, **options)
+    model.params += 0.3 * rng.standard_normal(len(model.params))  # so that biases and betas are not 0
+    x, y, state = rng.standard_normal((7, 5)), rng.integers(0, 3, 7), masks.bit_generator.state
 
+    def forward(penalties=()):
+        masks.bit_generator.state = state
+        value, dlogits = mlp.LOSSES[loss][0](model.forward(x, training=True), y, 0.1)
+        return value + (model.add_penalties(*penalties) if penalties else 0), dlogits
 
-@pytest.mark.parametrize("dtype", [np.float64, np.float32])
-def test_images_of_another_dtype_are_converted_to_that_of_the_network(dtype):
-    model = mlp.MLP((5, 4, 3), np.random.default_rng(0), norm="batch", dtype=dtype)
-    X = np.arange(30).reshape(6, 5)
-    for training in (True, False):
-        expected = model.forward(X.astype(dtype), training).copy()
-        for other in (np.float64, np.float32, np.uint8):
-            logits = model.forward(X.astype(other), training)
-            assert logits.dtype == dtype
-            assert np.allclose(logits, expected, rtol=1e-6)
-
-
-@pytest.mark.parametrize("options", [{"norm": norm, "activation": activation} for norm in ("none", *layers.NORMS)
-                                     for activation in layers.ACTIVATIONS])  # fmt: skip
-def test_a_network_is_thread_safe_in_eval_mode(options):
-    rng = np.random.default_rng(0)
-    model = mlp.MLP((50, 40, 30, 10), rng, **options)
-    model.forward(rng.standard_normal((64, 50), dtype=np.float32), training=True)
-    X = rng.standard_normal((4000, 50), dtype=np.float32)
-    expected = model.predict_logits(X, 100)
-    with ThreadPoolExecutor(4) as pool:
-        logits = np.concatenate(list(pool.map(lambda i: model.predict_logits(X[i : i + 100]), range(0, len(X), 100))))
-    assert np.allclose(logits, expected, rtol=1e-4, atol=1e-5)
-
-
-def test_a_pickle_contains_no_images():
-    rng = np.random.default_rng(0)
-    X = rng.random((500, 20), dtype=np.float32)
-    model = mlp.MLP((20, 4, 3), rng, norm="batch")
-    model.predict_logits(X)
-    size = len(pickle.dumps(model))
-    model.forward(X, training=True)
-    assert len(pickle.dumps(model)) == size < 4 * 4 * len(model.params) + 4000
+    model.grads[:] = np.nan
+    assert model.backward(forward()[1]) is None
+    grads = model.grads.copy()
+    dx = model.backward(forward()[1], input_gradient=True)
+    assert np.array_equal(model.grads, grads)
+    params, leaf = (torch.tensor(array, requires_grad=True) for array in (model.params, x))
+    expected = torch_loss(loss, torch_network(model, params, leaf), y, 0.1)
+    assert forward()[0] == pytest.approx(expected.item(), rel=1e-12)
+    for gradient, tensor in zip((grads, dx), torch.autograd.grad(expected, (params, leaf)), strict=True):
+        assert relative(gradient, tensor.numpy()) < 1e-11
+    assert relative(dx, central_differences(lambda: forward()[0], x)) < 1e-6
+    model.add_penalties(0.01, 0.02)
+    grads = model.grads.copy()
+    assert relative(grads, central_differences(lambda: forward((0.01, 0.02))[0], model.params)) < 1e-6

@@ -1,124 +1,218 @@
-"""Optimizers, schedules and the moving average of the weights, compared with torch and with their formulas."""
+"""Optimizers, schedules, weight decay, penalties, clipping and averages, against PyTorch and slow loops."""
 
+import dataclasses
+import math
 from types import SimpleNamespace
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
+from test_layers import relative
+from torch.nn import functional as F
+from torch.optim import lr_scheduler
 
-from numpy_nn import optimizers
+import cnn_feature_extraction as cnn
+import mlp_from_scratch as mlp
 
-RNG = np.random.default_rng(3)
 TORCH = {
-    "sgd": lambda p: torch.optim.SGD(p),
-    "momentum": lambda p: torch.optim.SGD(p, momentum=0.9),
-    "nesterov": lambda p: torch.optim.SGD(p, momentum=0.9, nesterov=True),
-    "rmsprop": lambda p: torch.optim.RMSprop(p),
-    "adam": lambda p: torch.optim.Adam(p),
-    "adamw": lambda p: torch.optim.AdamW(p, weight_decay=0),
+    "sgd": torch.optim.SGD,
+    "momentum": lambda p, lr: torch.optim.SGD(p, lr, momentum=0.8),
+    "nesterov": lambda p, lr: torch.optim.SGD(p, lr, momentum=0.8, nesterov=True),
+    "rmsprop": torch.optim.RMSprop,
+    "adam": torch.optim.Adam,
+    "adamw": lambda p, lr: torch.optim.AdamW(p, lr, weight_decay=0),
 }
-LONG = 2 * optimizers.CHUNK + 5  # three chunks, the last of another size
+LONG = 2 * mlp.CHUNK + 5  # three chunks, the last of another size
+SIZES = [(40, np.float64, 1e-12), (40, np.float32, 1e-5), (LONG, np.float64, 1e-12)]
 
 
-def relative(a, b):
-    return np.abs(a - b).max() / max(np.abs(a).max(), np.abs(b).max())
-
-
-def test_each_optimizer_has_a_reference():
-    assert set(TORCH) == set(optimizers.OPTIMIZERS)
-
-
-@pytest.mark.parametrize("name", TORCH)
-@pytest.mark.parametrize(("dtype", "tolerance", "size"), [
-    (np.float64, 1e-12, 40), (np.float32, 1e-5, 40), (np.float64, 1e-12, LONG),
-])  # fmt: skip
-def test_fifty_steps_match_torch(name, dtype, tolerance, size):
-    params, grads = RNG.standard_normal(size).astype(dtype), np.empty(size, dtype)
+@pytest.mark.parametrize(("size", "dtype", "tolerance"), SIZES)
+@pytest.mark.parametrize("name", mlp.OPTIMIZERS)
+def test_twenty_steps(name, size, dtype, tolerance):
+    rng = np.random.default_rng(3)
+    params, grads = rng.standard_normal(size).astype(dtype), np.empty(size, dtype)
     tensor = torch.tensor(params, requires_grad=True)
-    optimizer, reference = optimizers.OPTIMIZERS[name](params, grads), TORCH[name]([tensor])
-    for step in range(50):
-        grads[:] = RNG.standard_normal(size)
+    optimizer, reference = mlp.Optimizer(name, params, grads, momentum=0.8), TORCH[name]([tensor], lr=1.0)
+    for step in range(20):
+        grads[:] = rng.standard_normal(size)
+        before = grads.copy()
         tensor.grad = torch.tensor(grads)
-        reference.param_groups[0]["lr"] = rate = 0.01 * (1 + step % 3)
-        optimizer.step(rate)
+        reference.param_groups[0]["lr"] = lr = 0.01 * (1 + step % 3)
+        optimizer.step(lr)
         reference.step()
+        assert np.array_equal(grads, before)
     assert relative(params, tensor.detach().numpy()) < tolerance
-    assert params.dtype == dtype
+    assert params.dtype == optimizer.moments.dtype == dtype
 
 
 @pytest.mark.parametrize("name", ["momentum", "nesterov", "rmsprop", "adam"])
 def test_moments_of_always_zero_gradients_do_not_become_subnormal(name):
     params, grads = np.ones(8, np.float32), np.ones(8, np.float32)
-    optimizer = optimizers.OPTIMIZERS[name](params, grads)
+    optimizer = mlp.Optimizer(name, params, grads)
     optimizer.step(0.01)
     grads[:4] = 0
-    for _ in range(1500):
+    for _ in range(1000):
         optimizer.step(0.01)
-        small = np.abs(optimizer.state[optimizer.state != 0])
+        small = np.abs(optimizer.moments[optimizer.moments != 0])
         assert (small >= np.finfo(np.float32).tiny).all()  # smaller numbers are subnormal
-    assert optimizer.state[0, :4].max() == 0 or name == "rmsprop"
-    assert optimizer.state[0, 4:].min() > 0.5
+    assert optimizer.moments[0, :4].max() == 0 or name == "rmsprop"  # which decays more slowly
+    assert optimizer.moments[0, 4:].min() > 0.5
 
 
-@pytest.mark.parametrize(("name", "make"), [
-    ("constant", lambda o: torch.optim.lr_scheduler.ConstantLR(o, factor=1)),
-    ("step", lambda o: torch.optim.lr_scheduler.MultiStepLR(o, [25, 38], 0.1)),
-    ("exponential", lambda o: torch.optim.lr_scheduler.ExponentialLR(o, 0.01 ** (1 / 50))),
-    ("cosine", lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 50)),
-    ("linear", lambda o: torch.optim.lr_scheduler.LinearLR(o, 1, 0, 50)),
-])  # fmt: skip
-def test_fifty_steps_of_a_schedule_match_torch(name, make):
+SCHEDULERS = {
+    "constant": lambda o: lr_scheduler.ConstantLR(o, factor=1),
+    "step": lambda o: lr_scheduler.MultiStepLR(o, [20, 30], 0.1),
+    "exponential": lambda o: lr_scheduler.ExponentialLR(o, 0.01 ** (1 / 40)),
+    "cosine": lambda o: lr_scheduler.CosineAnnealingLR(o, 40),
+    "linear": lambda o: lr_scheduler.LinearLR(o, 1, 0, 40),
+}
+DONE = (0, 0.25, 0.5, 0.625, 0.75)  # fractions of the training after the warm-up
+FALLS = {  # the rate at these, relative to its peak
+    "linear": [1 - done for done in DONE],
+    "cosine": [(1 + math.cos(math.pi * done)) / 2 for done in DONE],
+    "exponential": [0.01**done for done in DONE],
+    "step": [1, 1, 0.1, 0.1, 0.01],
+} | dict.fromkeys(("constant", "plateau"), [1] * 5)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_schedules_of_torch(name):
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.3)
-    scheduler = make(optimizer)
-    expected = []
-    for _ in range(50):
-        expected.append(optimizer.param_groups[0]["lr"])
+    scheduler, s = SCHEDULERS[name](optimizer), mlp.settings(schedule=name, warmup=0.0, learning_rate=0.3)
+    for step in range(40):
+        rate = mlp.lr_at(step, 40, s)
+        assert rate == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12)
+        assert type(rate) is float  # a float64 of NumPy would turn arrays of float32 into float64
         optimizer.step()
         scheduler.step()
-    rates = [optimizers.lr_at(step / 50, 0.3, name) for step in range(50)]
-    assert relative(np.array(rates), np.array(expected)) < 1e-12
-    assert all(type(rate) is float for rate in rates)  # a float64 of NumPy would make float32 arrays float64
 
 
-def test_reduce_lr_on_plateau_matches_torch():
+@pytest.mark.parametrize("name", get_args(mlp.Schedule))
+def test_schedules_with_warmup(name):
+    """The rate rises in a straight line; in the CNN from 5 %, in the MLP the peak is the step after it."""
+    s = SimpleNamespace(schedule=name, warmup=0.2, learning_rate=0.3)
+    rates = [mlp.lr_at(step, 100, s) / 0.3 for step in range(100)]
+    assert rates[:20] == pytest.approx([(step + 1) / 21 for step in range(20)])
+    assert [rates[step] for step in (20, 40, 60, 70, 80)] == pytest.approx(FALLS[name])
+    rates = [cnn.lr_at(progress, s) / 0.3 for progress in (0, 0.05, 0.1, 0.2, 0.4, 0.6000001, 0.7, 0.8000001)]
+    assert rates == pytest.approx([0.05, 0.2875, 0.525, *FALLS[name]], rel=1e-5)
+    assert name == "plateau" or name in get_args(cnn.__annotations__["SCHEDULE"])
+
+
+def test_plateau():
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-    reference = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=3)
-    plateau = optimizers.ReduceLROnPlateau()
-    factors = set()
-    for epoch in range(50):
-        loss = max(1.0 / (1 + epoch), 0.1) + 0.01 * RNG.random()
-        plateau.step(loss)
-        reference.step(loss)
-        assert plateau.factor == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12, abs=2e-8)
-        factors.add(plateau.factor)
+    reference = lr_scheduler.ReduceLROnPlateau(optimizer, patience=3)
+    losses, factors, rng = [], set(), np.random.default_rng(0)
+    for epoch in range(60):
+        losses.append(max(1.0 / (1 + epoch), 0.1) + 1e-3 * rng.random())
+        reference.step(losses[-1])
+        factors.add(mlp.plateau_factor(losses))
+        expected = optimizer.param_groups[0]["lr"]
+        assert mlp.plateau_factor(losses) == pytest.approx(expected, rel=1e-9, abs=2e-8)
     assert len(factors) > 3
+    assert mlp.plateau_factor([]) == mlp.plateau_factor([1.0, 0.99995, 0.99992, 0.99992]) == 1
+    assert mlp.plateau_factor([1.0, 0.99995, 0.99992, 0.99991, 0.99991]) == pytest.approx(0.1)  # below 0.01 %
 
 
-def test_warmup_rises_linearly_to_the_peak():
-    rates = np.array([optimizers.lr_at(step / 100, 0.1, "linear", 0.2, 1 / 21) for step in range(100)])
-    assert rates[:21] == pytest.approx(0.1 * np.arange(1, 22) / 21)
-    assert rates[20] == rates.max() == 0.1
-    assert (np.diff(rates[20:]) < 0).all()
-    assert rates[-1] > 0
+def make_trainer(digits, dtype=np.float64, **options):
+    """A Trainer for 8 features and 10 classes with nothing but what the options say, and its data x, y."""
+    plain = {"hidden": (6,), "norm": "none", "normalize": "none", "flip": False}
+    plain |= dict.fromkeys(("dropout", "weight_decay", "label_smoothing", "ema_decay"), 0.0)
+    rng = np.random.default_rng(5)
+    x, y = rng.standard_normal((200, 8)).astype(dtype), rng.integers(0, 10, 200)
+    images = dataclasses.replace(digits, train=dataclasses.replace(digits.train, X=x, y=y))
+    return mlp.Trainer(images, mlp.settings(**plain | options)), x, y
 
 
-def test_ema_is_the_moving_average_of_parameters_and_buffers():
-    model = SimpleNamespace(params=np.array([1.0, 2.0]), buffers=np.array([5.0]))
-    ema = optimizers.EMA(model, 0.9)
-    expected = {"params": model.params.copy(), "buffers": model.buffers.copy()}
-    for t in range(1, 200):
-        model.params += RNG.standard_normal(2)
-        model.buffers += RNG.standard_normal(1)
-        ema.update()
-        decay = min(0.9, (1 + t) / (10 + t))
-        for name, mean in expected.items():
-            expected[name] = decay * mean + (1 - decay) * getattr(model, name)
-    assert ema.params == pytest.approx(expected["params"])
-    assert ema.buffers == pytest.approx(expected["buffers"])
-    latest = {name: getattr(model, name).copy() for name in expected}
-    ema.swap()
-    assert model.params == pytest.approx(expected["params"])
-    assert model.buffers == pytest.approx(expected["buffers"])
-    ema.swap()
-    assert np.array_equal(model.params, latest["params"])
-    assert np.array_equal(model.buffers, latest["buffers"])
+def compare_with_torch(trainer, x, y, make_optimizer, penalty, tolerance):
+    """Twenty steps of both; penalty(weights) is added to the loss of PyTorch. Returns the unclipped norms."""
+    tensors = {name: torch.tensor(view, requires_grad=True) for name, view in trainer.model.views.items()}
+    weights, biases = ([tensors[f"{number}.{name}"] for number in (0, 1)] for name in "Wb")
+    reference, s, norms = make_optimizer(weights, biases), trainer.s, []
+    for step, batch in enumerate(np.split(np.arange(200), 20)):
+        lr = s.learning_rate * (1 + step % 3)
+        loss, num_correct = trainer.train_step(x[batch], y[batch], lr)
+        hidden = torch.relu(torch.tensor(x[batch]) @ weights[0] + biases[0])
+        logits, labels = hidden @ weights[1] + biases[1], torch.tensor(y[batch])
+        cross_entropy = F.cross_entropy(logits, labels, label_smoothing=s.label_smoothing)
+        assert loss == pytest.approx(cross_entropy.item(), rel=tolerance)  # without the penalties
+        assert num_correct == (logits.argmax(1) == labels).sum()
+        reference.zero_grad()
+        (cross_entropy + penalty(weights)).backward()
+        limit = s.max_grad_norm or math.inf
+        norms.append(torch.nn.utils.clip_grad_norm_(tensors.values(), limit).item())
+        for group in reference.param_groups:
+            group["lr"] = lr
+        reference.step()
+    for name, view in trainer.model.views.items():
+        assert relative(view, tensors[name].detach().numpy()) < tolerance, name
+    return norms
+
+
+def test_weight_decay_is_that_of_adamw_on_the_weights_only(digits):
+    def adamw(weights, biases):
+        no_decay = {"params": biases, "weight_decay": 0.0}
+        return torch.optim.AdamW([{"params": weights, "weight_decay": 0.3}, no_decay])
+
+    trainer, x, y = make_trainer(digits, weight_decay=0.3, learning_rate=0.01)
+    compare_with_torch(trainer, x, y, adamw, lambda weights: 0, 1e-9)
+
+
+PENALTIES = [{"l1": 0.01}, {"l2": 0.03}, {"l1": 0.01, "l2": 0.03, "max_grad_norm": 1.2}]
+
+
+@pytest.mark.parametrize("options", PENALTIES)
+def test_penalties_and_clipping(options, digits):
+    """The penalties are of the weights only, and are clipped with the rest of the gradient."""
+    l1, l2, limit = (options.get(name, 0) for name in ("l1", "l2", "max_grad_norm"))
+    trainer, x, y = make_trainer(digits, optimizer="sgd", label_smoothing=0.1, learning_rate=0.2, **options)
+
+    def penalty(weights):
+        return l1 * sum(W.abs().sum() for W in weights) + l2 / 2 * sum((W**2).sum() for W in weights)
+
+    tolerance = 1e-5 if limit else 1e-9  # torch divides by the norm + 1e-6
+    norms = compare_with_torch(trainer, x, y, lambda w, b: torch.optim.SGD([*w, *b]), penalty, tolerance)
+    assert not limit or min(norms) < limit < max(norms)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("nesterov", "SGD"), ("adam", "Adam"), ("adamw", "AdamW")])
+def test_weight_decay_of_the_cnn_is_on_all_tensors(name, kind):
+    s = cnn.settings(channels=(2,), pool_after=(1,), optimizer=name, weight_decay=0.01)
+    optimizer = cnn.make_optimizer(cnn.CNN(s).parameters(), s)
+    (group,) = optimizer.param_groups
+    assert len(group["params"]) == 5  # convolution, gamma, beta, classifier and its bias
+    assert (group["weight_decay"], type(optimizer).__name__) == (0.01, kind)
+
+
+def test_the_moving_average_by_a_slow_loop(digits):
+    """Of parameters and buffers; `swap` exchanges them with their average, twice: back."""
+    trainer, x, y = make_trainer(digits, norm="batch", ema_decay=0.8)
+    values = trainer.model.values
+    mean = values.copy()
+    for t in range(1, 41):
+        trainer.train_step(x[:32], y[:32], 0.01)
+        decay = min(0.8, (1 + t) / (10 + t))
+        mean = decay * mean + (1 - decay) * values
+    assert trainer.ema == pytest.approx(mean, rel=1e-9)
+    latest = values.copy()
+    trainer.swap()
+    assert values == pytest.approx(mean, rel=1e-9)
+    trainer.swap()
+    assert np.array_equal(values, latest)
+    assert np.shares_memory(trainer.model.views["0.W"], values)
+
+
+KINDS = [{"norm": norm} for norm in mlp.NORMS] + [{"activation": name} for name in mlp.ACTIVATIONS]
+KINDS += [{"dropout": 0.1, "input_dropout": 0.1}, {"loss": "sigmoid", "label_smoothing": 0.1}]
+
+
+@pytest.mark.parametrize("options", KINDS)
+def test_steps_stay_in_float32(options, digits):
+    others = {"l1": 1e-4, "l2": 1e-4, "weight_decay": 0.1, "max_grad_norm": 0.1, "ema_decay": 0.9}
+    trainer, x, y = make_trainer(digits, np.float32, **others | options)
+    logits = trainer.model.forward(x, training=True)
+    dx = trainer.model.backward(trainer.loss(logits, y)[1], input_gradient=True)
+    trainer.train_step(x, y, 0.01)
+    arrays = [*trainer.state_dict()[0].values(), trainer.model.grads, logits, dx, trainer.model.forward(x)]
+    assert {array.dtype for array in arrays} == {np.dtype(np.float32)}

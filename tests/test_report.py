@@ -1,212 +1,248 @@
-"""report.py: the page is whole, and its numbers and tests are those of the runs."""
+"""extras/report.py: the page is whole, and its numbers are those of the runs."""
 
-import csv
-import html
-import io
-import itertools
 import json
 import re
 import shutil
-from pathlib import Path
+import subprocess
+from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import ROOT, Page, make_run
-from scipy.stats import binomtest, ttest_rel
+from conftest import ROOT
+from matplotlib.image import imread
 
-import data
-import report
+import mlp_from_scratch as mlp
+import run
+from extras import report
 from studies import finished
-from support import report_page
-from support.report_page import Table
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
+FRAME = """<iframe id="frame" src="page.html" style="width: 360px; height: 640px"></iframe>
+<script>onload = () => { let root = document.getElementById("frame").contentDocument.documentElement;
+  document.body.textContent = `${root.scrollWidth} of ${root.clientWidth}` }</script>"""
+COLUMNS = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "learning_rate", "seconds")
 
 
-def copies(page, caption):
-    """The table with a caption that begins so, as read from its CSV form: a list of rows."""
-    part = page.split(f"<span>{caption}")[1].split("</details>")[0]
-    text = re.search(r"CSV</p>\s*<pre[^>]*>(.*?)</pre>", part, re.DOTALL)[1]
-    return list(csv.reader(io.StringIO(html.unescape(text))))
+def make_run(folder, images, wrong=0.2, model="NumPy MLP 784-8-10", seeds=1, **options):
+    """A finished run, or one of several seeds, whose network gets about that share of the images wrong."""
+
+    def run_once(s):
+        rng, logits = np.random.default_rng((s.seed, int(1000 * wrong))), {}
+        for y in (images.val.y, images.test.y):
+            shown = np.where(rng.random(len(y)) < wrong, (y + rng.integers(1, 10, len(y))) % 10, y)
+            logits[len(y)] = 4 * np.eye(10)[shown] + rng.random((len(y), 10))
+        with run.RunFolder("test", s) as run_folder:
+            run_folder.log({"epoch": [1, 2]} | {name: [0.5, 0.6] for name in COLUMNS})
+            results = run.evaluate(images, lambda X: logits[len(X)], s)
+            run_folder.finish(images, model, results, None, parameters=6_378)
+        return SimpleNamespace()
+
+    options = {"dataset": "digits", "figures": False, "tta": "none", "output_dir": str(folder)} | options
+    run.run_seeds("test", run_once, mlp.settings(seeds=seeds, **options), None)
+    return folder
 
 
-# ---- the page
+class Page(HTMLParser):
+    """What a page consists of; fails where its tags do not fit together."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.stack, self.tags, self.words, self.rows = [""], [], {}, []
+        self.feed(text)
+        assert self.stack == [""]
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        self.stack += [tag] if tag not in ("meta", "link", "img") else []
+        self.rows += [[]] if tag == "tr" else []
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag):
+        assert self.stack.pop() == tag
+
+    def handle_data(self, text):
+        self.words.setdefault(self.stack[-1], []).append(text)
+        if {"td", "th"} & set(self.stack):
+            self.rows[-1][-1] += text.strip()
+
+    def all(self, *names):
+        return [attributes for tag, attributes in self.tags if tag in names]
+
+    def row(self, *start):
+        """The first row of a table that begins with these cells."""
+        return next(row for row in self.rows if tuple(row[: len(start)]) == start)
 
 
-def test_the_page_is_whole_and_needs_no_other_file(built_page):
-    parsed = Page(built_page)
+@pytest.fixture(scope="module")
+def folders(digits, tmp_path_factory):
+    """{name: folder} of finished runs on the digits: "one", "three" (seeds), "better" (three seeds)."""
+    path = tmp_path_factory.mktemp("report")
+    folders = {"one": make_run(path / "one", digits, model="CNN 8-16")}
+    folders["three"] = make_run(path / "three", digits, seeds=3)
+    folders["better"] = make_run(path / "better", digits, 0.05, "CNN 8-16 + NumPy MLP 144-8-10", seeds=3)
+    return folders
+
+
+@pytest.fixture(scope="module")
+def page(folders):
+    return report.build(folders.values())
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    """No figure is drawn, which takes time."""
+    for name in ("curves", "recall_comparison", "reliability"):
+        monkeypatch.setattr(report.plots, name, lambda *arguments, **options: None)
+    monkeypatch.setattr(report, "validation_curves", lambda *arguments: None)
+    monkeypatch.setattr(report, "drawn", lambda figure, caption: report.picture(b"", caption))
+
+
+def test_the_page_is_whole_and_needs_no_other_file(page):
+    parsed = Page(page)
     assert not parsed.all("script", "iframe", "object", "base", "form")
-    assert [link["href"] for link in parsed.all("link")] == ["data:,"]
-    assert not re.search(r"(?:src|href)=[\"'](?!data:|#)|url\(|@import", built_page)
-    assert "default-src 'none'" in built_page
+    assert not re.search(r"(?:src|href)=[\"'](?!data:|#)|url\(|@import", page)
+    assert "default-src 'none'" in page
     images = parsed.all("img")
     assert len(images) > 60
-    assert all(image["src"].startswith("data:image/png;base64,") and len(image["alt"]) > 10 for image in images)
-
-
-def test_the_page_is_semantic(built_page):
-    parsed = Page(built_page)
-    assert parsed.all("html") == [{"lang": "en"}]
+    assert all(image["src"].startswith("data:image/png;base64,") and image["alt"] for image in images)
+    assert len(parsed.all("figcaption")) == len(parsed.all("figure")) == 8
     assert [len(parsed.all(tag)) for tag in ("h1", "main", "nav", "header", "footer")] == [1] * 5
-    levels = [int(tag[1]) for tag, _ in parsed.tags if re.fullmatch(r"h\d", tag)]
-    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
     ids = [attributes["id"] for _, attributes in parsed.tags if "id" in attributes]
-    assert len(ids) == len(set(ids))
-    assert {link["href"][1:] for link in parsed.all("a")} <= set(ids)
-    assert all(section["aria-labelledby"] in ids for section in parsed.all("section"))
-    assert parsed.words["h2"] == ["Summary", "Comparison", "Curves", "Confusion matrix", "Classes", "Worst mistakes",
-                                  "Calibration", "Settings", "Runs"]  # fmt: skip
-    assert len(parsed.all("caption")) == len(parsed.all("table"))
+    assert [link["href"][1:] for link in parsed.all("a")] == ids
     assert all("scope" in heading for heading in parsed.all("th"))
-    assert len(parsed.all("figcaption")) == len(parsed.all("figure")) > 6
 
 
-def test_the_numbers_are_those_of_the_runs(finished_runs, built_page, digits):
-    metrics = {name: json.loads((folder / "metrics.json").read_text()) for name, folder in finished_runs.items()}
-    rows = copies(built_page, "Accuracy")[1:]
-    assert [row[0] for row in rows] == ["CNN", "NumPy MLP", "CNN features + NumPy MLP"]
-    assert [row[8] for row in rows] == ["8-16", "784-8-10", "8-16 + 144-8-10"]
-    assert rows[0][1] == f"{100 * metrics['one']['test_accuracy']:.2f}"
-    three = metrics["three"]
-    assert rows[1][1] == f"{100 * three['test_accuracy']:.2f} ± {100 * three['test_accuracy_std']:.2f}"
-    y, predicted = digits.test.y, np.load(finished_runs["one"] / "test_probabilities.npy").argmax(axis=1)
-    counts = np.array([[int(cell) for cell in row[1:11]] for row in copies(built_page, "Test images by true class")[1:]])
-    assert (counts.sum(), counts.trace()) == (len(y), (predicted == y).sum())
-    assert counts[3, 3] == ((y == 3) & (predicted == 3)).sum()
-    classes = copies(built_page, "Precision, recall and F1")
-    assert classes[0][:4] == ["class", "precision, CNN", "recall, CNN", "F1, CNN"]
-    assert float(classes[4][2]) == pytest.approx((predicted[y == 3] == 3).mean(), abs=5e-4)  # the row of class 3
-    confidence = np.load(finished_runs["one"] / "test_probabilities.npy").astype(float).max(axis=1)
-    assert float(copies(built_page, "Calibration")[1][2]) == pytest.approx(100 * confidence.mean(), abs=0.01)
+def test_the_numbers_are_those_of_the_runs(folders, page, digits):
+    parsed, metrics = Page(page), {name: run.read_json(folders[name] / "metrics.json") for name in folders}
+    assert parsed.words["h3"][:3] == ["CNN", "NumPy MLP", "CNN features + NumPy MLP"]
+    mean, std = (100 * metrics["three"][name] for name in ("test_accuracy", "test_accuracy_std"))
+    assert parsed.row("NumPy MLP")[1] == f"{mean:.2f} ± {std:.2f}"
+    assert parsed.words["b"][1] == f"{mean:.2f} ± {std:.2f} %"
+    y, p = digits.test.y, np.load(folders["one"] / "test_probabilities.npy").astype(float)
+    counts = np.zeros((10, 10), int)
+    np.add.at(counts, (y, p.argmax(axis=1)), 1)
+    recall, precision = (counts[3, 3] / counts.sum(axis=axis)[3] for axis in (1, 0))
+    assert parsed.row("3") == ["3", *(str(n or "") for n in counts[3]), f"{100 * recall:.1f}"]
+    assert ["", "CNN", "NumPy MLP", "CNN features + NumPy MLP"] in parsed.rows
+    assert parsed.row("3", str(counts[3].sum()))[2:4] == [f"{precision:.3f}", f"{recall:.3f}"]
+    test = finished.compare(finished.read_runs(folders.values()))[-1]
+    row = parsed.row("NumPy MLP", "CNN features + NumPy MLP")
+    assert row[2:4] == [f"{test['points']:+.2f} ({test['low']:+.2f} to {test['high']:+.2f})", "3"]
 
 
-def test_the_worst_mistakes_are_the_most_confident(finished_runs, digits):
-    (run,) = finished.read_runs([finished_runs["one"]])
-    block = report.mistakes(run)
-    p, y = run.probabilities[0], digits.test.y
+def test_the_worst_mistakes_and_the_calibration(folders, digits, monkeypatch):
+    (result,) = finished.read_runs([folders["one"]])
+    number, shown = report.mistakes(result)
+    p, y = result.probabilities[0], digits.test.y
     wrong = np.flatnonzero(p.argmax(axis=1) != y)
-    shown = [int(number) for number in re.findall(r"Test image (\d+), labeled", block)]
-    assert shown == sorted(wrong.tolist(), key=lambda i: -p[i].max())[: report.MISTAKES]
-    assert f"of {len(wrong)} wrong predictions" in block
+    assert number == len(wrong)
+    numbers = [int(re.search(r"Test image (\d+)", entry["caption"])[1]) for entry in shown]
+    assert numbers == sorted(wrong.tolist(), key=lambda i: -p[i].max())[: report.MISTAKES]
+    monkeypatch.setattr(report.plots, "reliability", lambda bins, title: bins)
+    monkeypatch.setattr(report, "drawn", lambda bins, caption: bins)
+    for when, name in (("before", "test_ece"), ("after", "test_ece_calibrated")):
+        error = report.reliability(result)[when][-1]
+        assert error == pytest.approx(result.metrics[name], abs=0.005)  # half precision
 
 
-def test_settings_that_differ_stand_apart(finished_runs, digits, tmp_path):
+def test_settings_that_differ_stand_apart(folders, digits, tmp_path):
     other = make_run(tmp_path / "other", digits, dropout=0.25)
-    page = report.build([finished_runs["three"], other])
-    assert ["dropout", "0.05", "0.25"] in copies(page, "Settings that differ")
-    assert ["hidden", "256 128"] in copies(page, "Settings that are the same in all runs")
-    assert "NumPy MLP (three)" in page  # labels that tell two runs of one network apart
+    results = finished.read_runs([folders["three"], other])
+    assert [result.label for result in results] == ["NumPy MLP (three)", "NumPy MLP (other)"]
+    different, same = report.settings_of(results)
+    assert ["dropout", "0.05", "0.25"] in different
+    assert ["hidden", "256 128", "256 128"] in same
 
 
-def test_a_single_run_has_no_comparison(finished_runs):
-    parsed = Page(report.build([finished_runs["one"]]))
-    assert parsed.words["h1"] == ["CNN on digits"]
-    assert "Comparison" not in parsed.words["h2"]
-
-
-def test_what_a_run_says_is_text(finished_runs, tmp_path):
-    """No name or setting of a run becomes HTML."""
-    folder = shutil.copytree(finished_runs["one"], tmp_path / "<b>&")
-    metrics = json.loads((folder / "metrics.json").read_text())
-    hostile = "<script>alert(1)</script>\"'&"
-    metrics |= {"model": hostile, "command": hostile}
-    metrics["settings"] |= {hostile: hostile}
+def test_a_single_run_of_a_hybrid_whose_texts_are_hostile(folders, no_figures, tmp_path):
+    folder = shutil.copytree(folders["one"], tmp_path / "<b>&")
+    shutil.copy(folder / "history.csv", folder / "cnn_history.csv")
+    metrics, hostile = run.read_json(folder / "metrics.json"), "<script>alert(1)</script>\"'&"
+    metrics |= {"model": hostile, "command": hostile, "settings": metrics["settings"] | {hostile: hostile}}
     (folder / "metrics.json").write_text(json.dumps(metrics))
-    parsed = Page(report.build([folder], title=hostile))
-    assert not parsed.all("script", "b")
+    page = report.build([folder], title=hostile)
+    parsed = Page(page)
+    assert not parsed.all("script")
     assert parsed.words["h1"] == [hostile]
+    assert len(parsed.all("figure")) == 3  # the CNN's curves, the MLP's, the reliability
+    assert "McNemar" not in page
 
 
-# ---- the comparison
+def test_runs_on_other_test_images_are_not_compared(folders, no_figures, monkeypatch):
+    monkeypatch.setattr(finished, "same_test_images", lambda first, second: first is second)
+    page = report.build([folders["one"], folders["three"]])
+    assert "no paired test is possible" in page
+    assert sum(row[:1] == ["mean"] for row in Page(page).rows) == 2  # a table of classes each
 
 
-def test_the_tests_are_paired_and_corrected(finished_runs, digits):
-    comparisons = finished.compare(finished.read_runs([finished_runs[name] for name in ("one", "three", "better")]))
-    hybrid = "CNN features + NumPy MLP"
-    assert [(c["first"], c["second"], c["seeds"]) for c in comparisons] == [
-        ("CNN", "NumPy MLP", 1), ("CNN", hybrid, 1), ("NumPy MLP", hybrid, 3)]  # fmt: skip
-    last = comparisons[-1]
-    accuracies = [json.loads((finished_runs[name] / "metrics.json").read_text())["by_seed"]["test_accuracy"]
-                  for name in ("three", "better")]  # fmt: skip
-    assert last["points"] == pytest.approx(100 * (np.mean(accuracies[0]) - np.mean(accuracies[1])))
-    assert last["p_t"] == pytest.approx(ttest_rel(*accuracies).pvalue)  # the only one: nothing to correct
-    right = [np.load(finished_runs[name] / "seed_0/test_probabilities.npy").argmax(axis=1) == digits.test.y
-             for name in ("three", "better")]  # fmt: skip
-    only_first, only_second = (right[0] & ~right[1]).sum(), (~right[0] & right[1]).sum()
-    assert (last["only_first"], last["only_second"]) == (only_first, only_second)
-    uncorrected = binomtest(int(only_first), int(only_first + only_second)).pvalue
-    assert uncorrected < last["p_mcnemar"] <= 3 * uncorrected * (1 + 1e-9)
+def test_a_table_to_copy():
+    table = report.Table("caption", ["name", "A: a_b", "A: %"], [["x|y", "1,234", "90.4 ± 0.2"]])
+    assert (table.numeric, table.groups) == ([False, True, True], [("", 1), ("A", 2)])
+    assert table.markdown().splitlines()[2] == "| x/y | 1,234 | 90.4 ± 0.2 |"
 
 
-@pytest.mark.parametrize(("changes", "sentence"), [
-    ({}, "A is better than B: +1.50 ± 0.20 points of test accuracy, p = 0.010 (paired t test over 3 seeds)."),
-    ({"points": -1.5}, "A is worse than B: -1.50 ± 0.20 points of test accuracy, p = 0.010 (paired t test over 3 seeds)."),
-    ({"p_t": 0.06}, "A is not distinguishable from B: +1.50 ± 0.20 points of test accuracy, p = 0.060 (paired t test over 3 "
-                    "seeds)."),
-    ({"p_t": None, "std": None}, "A is better than B: +1.50 points of test accuracy, p < 0.001 (McNemar's test)."),
-])  # fmt: skip
-def test_verdicts_in_words(changes, sentence):
-    comparison = {"first": "A", "second": "B", "points": 1.5, "std": 0.2, "p_t": 0.01, "p_mcnemar": 1e-5, "seeds": 3}
-    comparison = {name: value for name, value in (comparison | changes).items() if value is not None}
-    assert finished.verdict(comparison) == sentence
+def test_as_a_user_runs_it(folders, script, no_figures, tmp_path, capsys):
+    report.main([str(folders["one"]), "--output", str(tmp_path / "page.html"), "--title", "Homework"])
+    assert capsys.readouterr().out == f"{tmp_path / 'page.html'}\n"
+    assert "<title>Homework</title>" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    done = script("extras.report", tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"report.py: {tmp_path}: not the folder of a finished run\n"
 
 
-def test_runs_on_other_test_images_are_not_compared(finished_runs, tmp_path):
-    quick = data.load("digits", quick=True)
-    runs_of = finished.read_runs([finished_runs["one"], make_run(tmp_path / "quick", quick, quick=True)])
-    page = report.build([finished_runs["one"], tmp_path / "quick"])
-    if not finished.same_test_images(*runs_of):  # as on Fashion-MNIST; the digits are too few for a smaller subset
-        assert "a paired test is not possible" in page
-    assert finished.compare([runs_of[0], with_other_images(runs_of[1])]) == []
-    assert "Smoke test on a subset" in page
+def test_the_committed_report_has_the_numbers_of_the_committed_runs():
+    page = (ROOT / "results/report/report.html").read_text(encoding="utf-8")
+    assert len(page) < 2 * 2**20
+    for name in ("mlp_from_scratch", "cnn_feature_extraction", "hybrid_train"):
+        metrics = run.read_json(ROOT / "results" / name / "metrics.json")
+        assert report.plus_minus(metrics, "test_accuracy") in page
 
 
-def with_other_images(run):
-    test = data.Split(run.images.test.X[:, ::-1], run.images.test.y, run.images.test.indices)
-    images = data.Dataset(run.images.name, run.images.classes, run.images.train, run.images.val, test)
-    return finished.replace(run, images=images)
+# ---- in Chromium: both themes, a phone's width, A4 paper
 
 
-# ---- tables
+@pytest.fixture(scope="module")
+def browse(page, tmp_path_factory):
+    """A function that opens a file beside page.html in Chromium: (its output, its console)."""
+    if not BROWSER:
+        pytest.skip("needs Chromium: apt-get install chromium")
+    folder = tmp_path_factory.mktemp("browser")
+    (folder / "page.html").write_text(page, encoding="utf-8")
+
+    def browse(name, *flags):
+        options = ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars")
+        options += ("--enable-logging=stderr", f"--user-data-dir={folder}/profile")
+        command = [BROWSER, *options, *flags, f"file://{folder / name}"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+        return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+    browse.folder = folder
+    return browse
 
 
-TABLE = Table("caption", ["name", "a_b", "share (%)"], [["x|y", "1,234", "90.4 ± 0.2"], ["50 & more", "-5", "-"]])
+def test_both_themes_without_an_error(browse, tmp_path):
+    brightness = []
+    for number in (1, 0):
+        flags = f"--blink-settings=preferredColorScheme={number}", "--window-size=1280,1600"
+        _, console = browse("page.html", *flags, f"--screenshot={tmp_path}/shown.png")
+        assert console == []
+        brightness.append(imread(tmp_path / "shown.png")[..., :3].mean())
+    assert brightness[0] > 0.85
+    assert brightness[1] < 0.3
 
 
-def test_a_table_in_each_form():
-    assert TABLE.markdown() == ("| name | a_b | share (%) |\n| --- | ---: | ---: |\n| x\\|y | 1,234 | 90.4 ± 0.2 |\n"
-                                "| 50 & more | -5 | - |\n")  # fmt: skip
-    assert list(csv.reader(io.StringIO(TABLE.csv()))) == [TABLE.header, *TABLE.rows]
-    assert TABLE.latex().splitlines() == [
-        r"\begin{tabular}{lrr}", r"\hline", r"name & a\_b & share (\%) \\", r"\hline",
-        r"x\textbar{}y & 1,234 & 90.4 $\pm$ 0.2 \\", r"50 \& more & -5 & - \\", r"\hline", r"\end{tabular}"]  # fmt: skip
-    assert '<td class="number">1,234</td>' in TABLE.html()
+def test_a_phone_does_not_scroll_sideways(browse):
+    (browse.folder / "frame.html").write_text(FRAME, encoding="utf-8")
+    flags = "--dump-dom", "--disable-web-security", "--allow-file-access-from-files"
+    width, available = map(int, re.search(r"(\d+) of (\d+)", browse("frame.html", *flags)[0]).groups())
+    assert width <= available > 300
 
 
-def test_a_confusion_matrix_as_a_table():
-    block = report_page.heat_table(np.array([[3, 1], [0, 0]]), ("a", "b<"), "caption")
-    assert re.findall(r"<td style[^>]*>(\d)</td>", block) == ["3", "1", "0", "0"]
-    assert re.findall(r"<td>([\d.]+)</td>", block) == ["75.0", "0.0"]
-    assert "--share: 0.87" in block  # the root of 3 / 4
-    assert "b&lt;" in block
-    assert "b<" not in block
-
-
-# ---- the committed report
-
-
-def test_the_committed_report_is_of_the_committed_runs(real_folder, monkeypatch):
-    path = ROOT / "results/report/report.html"
-    assert path.stat().st_size < 2 * 2**20
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("FASHION_MNIST_DIR", str(real_folder))
-    text = path.read_text(encoding="utf-8")
-    line = re.search(r"Written by (python report\.py [^<]*)\.\s*</footer>", text)[1]
-    folders = [Path(word) for word in line.split() if word.startswith("results/") and not word.endswith(".html")]
-    again = report.build(folders, command=line)
-    assert len(folders) == 3
-
-    def without_images(page):
-        return re.sub(r"base64,[^\"]*", "", page)
-
-    assert without_images(text) == without_images(again)
-    for name in ("light", "dark", "phone"):
-        assert (path.parent / f"{name}.png").stat().st_size < 300_000
+def test_it_prints_on_a4(browse, tmp_path):
+    browse("page.html", "--no-pdf-header-footer", f"--print-to-pdf={tmp_path}/page.pdf")
+    sizes = re.findall(rb"/MediaBox\s*\[0 0 ([\d.]+) ([\d.]+)\]", (tmp_path / "page.pdf").read_bytes())
+    assert 3 < len(sizes) < 20
+    assert {(round(float(width)), round(float(height))) for width, height in sizes} == {(595, 842)}

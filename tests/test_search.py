@@ -1,225 +1,108 @@
-import contextlib
+"""The search for settings with Optuna: its trials, its files, and that the same command continues it."""
+
 import csv
 import json
 import shlex
-import sqlite3
-import subprocess
-import sys
-import time
 
-import numpy as np
+import optuna
 import pytest
-import torch
-from conftest import ROOT, crowded_texts, environment
-from threadpoolctl import threadpool_limits
 
-import cnn_feature_extraction
-import data
 import mlp_from_scratch
-import plots
-from studies import search, search_figure, study
-from studies.search import Range
-from studies.study import settings_of
-from support import files, runs, settings
+import run
+from studies import search
+from studies.study import label, script_of
 
-SMALL = {"learning_rate": Range(0.0005, 0.02, log=True), "hidden": ((16,), (32, 16), (256, 128)), "dropout": Range(0.0, 0.5),
-         "norm": ("none", "batch"), "flip": (False, True)}  # fmt: skip
-DATA = ("--dataset", "digits", "--train-size", "400")
+DATA = ["--dataset", "digits", "--train-size", "200"]
 
 
-@pytest.fixture
-def small(monkeypatch):
-    monkeypatch.setitem(search.SPACES, "mlp", SMALL)
+def small(number, one_of):
+    number("learning_rate", 0.0005, 0.02, log=True)
+    one_of("hidden", (16,), (256, 128))
+    one_of("flip", False, True)
 
 
 @pytest.fixture(autouse=True)
-def fast_figure(request, monkeypatch):
-    """The figure takes longer to draw than these trials to train: it is drawn in its own test."""
-    if "figure" not in request.node.name:
-        monkeypatch.setattr(search_figure, "draw", lambda *ignored: plots.figure("", 1, 1)[0])
+def fast(monkeypatch):
+    monkeypatch.setitem(search.SPACES, "mlp", small)
+    monkeypatch.setattr(search, "save_figures", lambda *ignored, **more: None)
 
 
-def run(folder, *flags, script="mlp"):
-    search.main([script, *DATA, "--output-dir", str(folder), *map(str, flags)])
+def run_search(folder, *flags):
+    search.main(["mlp", *DATA, "--output-dir", str(folder), *map(str, flags)])
     return json.loads((folder / "best.json").read_text())
 
 
-def trials(folder, without=("seconds",)):
-    """The rows of trials.csv."""
+def trials(folder):
     with (folder / "trials.csv").open() as file:
-        return [{name: value for name, value in row.items() if name not in without} for row in csv.DictReader(file)]
+        return list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize(("script", "module"), [("mlp", mlp_from_scratch), ("cnn", cnn_feature_extraction)])
-def test_the_first_trial_has_the_defaults_and_any_command_can_be_pasted(script, module):
-    space, rng = search.SPACES[script], np.random.default_rng(0)
-    params = search.default_params(script, space)
-    assert search.settings_of(script, search.changes_of(space, params)) == settings_of(script, {})
-    for _ in range(20):
-        params = {name: search.label(values[rng.integers(len(values))]) if not isinstance(values, Range) else
-                  rng.integers(values.low, values.high + 1) if isinstance(values.low, int) else
-                  rng.uniform(values.low, values.high) for name, values in space.items()}  # fmt: skip
-        changes = search.changes_of(space, params)
-        words = shlex.split(study.training_command(script, changes))
-        assert words[:2] == ["python", f"{module.__name__}.py"]
-        assert settings.parse(module, data, runs, argv=words[2:]) == settings.load(module, data, runs, **changes)
+@pytest.mark.parametrize("script", ["mlp", "cnn"])
+def test_the_first_trial_has_the_scripts_own_values(script, monkeypatch):
+    space = search.cnn_space if script == "cnn" else search.mlp_space
+    own = vars(script_of(script).settings())
+    params = {name: value if type(value) is float else label(value) for name, value in own.items()}
+    changes = search.settings_of(optuna.trial.FixedTrial(params), space)
+    assert len(changes) >= 10
+    assert changes == {name: own[name] for name in changes}
 
 
-def test_a_search_does_not_choose_by_images_it_is_trained_on(small, tmp_path):
-    with pytest.raises(settings.SettingError, match="--train-on-val: not in a search, which chooses by"):
-        run(tmp_path, "--train-on-val")
-
-
-def test_hidden_layers_are_made_of_depth_width_and_narrowing():
-    params = {"hidden_layers": 3, "width": "512", "narrowing": "2", "learning_rate": 0.00123456}
-    space = {name: search.SPACES["mlp"][name] for name in params}
-    assert search.changes_of(space, params) == {"hidden": (512, 256, 128), "learning_rate": 0.00123}
-
-
-def test_search_finds_keeps_and_prints_the_best(tmp_path, small, capsys, monkeypatch):
-    seen, train = [], mlp_from_scratch.run
-    monkeypatch.setattr(mlp_from_scratch, "run", lambda s, images, report: seen.append(images) or train(s, images, report))
-    best = run(tmp_path, "--trials", 8, "--epochs", 3)
-    monkeypatch.setattr(mlp_from_scratch, "run", train)
-    assert len(seen) == 8
-    assert all(images.test is images.val for images in seen)
-    rows, printed = trials(tmp_path), capsys.readouterr()
-    assert [row["trial"] for row in rows] == [str(number) for number in range(1, 9)]
-    assert (rows[0]["hidden"], rows[0]["norm"], float(rows[0]["learning_rate"])) == ("256-128", "batch", 0.003)
-    finished = [float(row["val_accuracy"]) for row in rows if row["state"] == "finished"]
-    assert best["val_accuracy"] == max(finished) == float(rows[best["trial"] - 1]["val_accuracy"])
-    assert best["default_val_accuracy"] == float(rows[0]["val_accuracy"])
-    assert sum(best["trials"].values()) == 8
-    assert best["importances"] == {}  # too few trials
+def test_a_search_finds_keeps_and_prints_the_best(tmp_path, capsys, monkeypatch):
+    seen, train = [], mlp_from_scratch.train
+    monkeypatch.setattr(mlp_from_scratch, "train", lambda *a, **more: seen.append(a[1]) or train(*a, **more))
+    best = run_search(tmp_path, "--trials", 4, "--epochs", 2)
+    rows, printed = trials(tmp_path), capsys.readouterr().out
+    assert [row["trial"] for row in rows] == list("0123")
+    assert (rows[0]["hidden"], rows[0]["learning_rate"], rows[0]["flip"]) == ("256-128", "0.003", "yes")
+    values = [float(row["val_accuracy"]) for row in rows]
+    assert best["val_accuracy"] == pytest.approx(max(values), abs=1e-6)
+    assert best["trial"] == values.index(max(values))
+    assert {(s.seed, s.epochs, s.train_size) for s in seen} == {(0, 2, 200)}
     assert "test" not in (tmp_path / "best.json").read_text() + (tmp_path / "trials.csv").read_text()
-    assert best["command"] in printed.out.splitlines()
-    assert printed.err == ""
-
-    words = shlex.split(best["command"])[2:] + ["--output-dir", str(tmp_path / "run"), "--no-figures"]
-    with threadpool_limits(1):
-        mlp_from_scratch.main(words)
-    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
-    assert metrics["val_accuracy"] == best["val_accuracy"]
+    assert f"{best['command']} --seeds 5" in printed.splitlines()
+    words = shlex.split(best["command"])
+    s = run.parse(words[2:], mlp_from_scratch, mlp_from_scratch.data, run)
+    images = mlp_from_scratch.data.load(s)
+    with search.one_thread():
+        assert train(images, s)[1]["val_accuracy"][-1] == best["val_accuracy"]  # the command repeats it
 
 
-def test_a_search_killed_and_continued_is_one_never_interrupted(tmp_path, small):
-    flags = ["--trials", "7", "--epochs", "2"]
-    whole = run(tmp_path / "whole", *flags)
-    folder = tmp_path / "killed"
-    code = f"""
-import sys
-from studies import search
-from studies.search import Range
-search.SPACES["mlp"] = {SMALL!r}
-search.main(sys.argv[1:])
-"""
-    process = subprocess.Popen([sys.executable, "-c", code, "mlp", *DATA, *flags, "--output-dir", str(folder)], cwd=tmp_path,
-                               env=environment() | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL)  # fmt: skip
-    while process.poll() is None and count(folder) < 3:
-        time.sleep(0.01)
-    process.kill()
-    assert process.wait() == -9
-    assert 3 <= count(folder) < 7
-    continued, others = run(folder, *flags), {"seconds": 0, "versions": {}}
-    assert continued | others == whole | others
-    assert trials(folder) == trials(tmp_path / "whole")
+def test_the_same_command_continues_and_another_search_is_refused(tmp_path):
+    whole = tmp_path / "whole"
+    run_search(whole, "--epochs", 1, "--trials", 2)
+    first = trials(whole)
+    run_search(whole, "--epochs", 1, "--trials", 2)  # nothing is left
+    assert trials(whole) == first
+    run_search(whole, "--epochs", 1, "--trials", 3)
+    assert (trials(whole)[:2], len(trials(whole))) == (first, 3)
+    with pytest.raises(run.Error, match=r"is of a search with .*'epochs': 1.*; name another --output-dir"):
+        run_search(whole, "--epochs", 2, "--trials", 3)
 
 
-def count(folder):
-    """Number of the trials in Optuna's file."""
-    try:
-        with contextlib.closing(sqlite3.connect(f"file:{folder / search.DB}?mode=ro", uri=True)) as connection:
-            return connection.execute("SELECT count(*) FROM trials").fetchone()[0]
-    except sqlite3.OperationalError:
-        return 0
-    finally:
-        if "connection" in locals():
-            connection.close()
+def test_poor_and_diverging_trials_are_rows(tmp_path, monkeypatch):
+    def space(number, one_of):
+        one_of("learning_rate", 0.003, 1e-7, 999.0)
+        one_of("weight_decay", 0.1)
 
-
-def test_more_trials_continue_a_search_and_another_search_is_refused(tmp_path, small, monkeypatch):
-    flags = ["--epochs", 1, "--trials"]
-    run(tmp_path, *flags, 2)
-    first = trials(tmp_path)
-    run(tmp_path, *flags, 3)
-    assert trials(tmp_path)[:2] == first
-    for changed, name in ((["--epochs", 2], "epochs"), (["--seed", 1], "seed"), (["--train-size", 300], "data, train_size")):
-        with pytest.raises(files.FileError, match=f"another {name}; repeat its command"):
-            run(tmp_path, *flags, 3, *changed)
-    monkeypatch.setitem(search.SPACES, "mlp", SMALL | {"dropout": Range(0.0, 0.4)})
-    with pytest.raises(files.FileError, match="another search space; repeat its command"):
-        run(tmp_path, *flags, 3)
-    assert len(trials(tmp_path)) == 3
-    with files.locked(tmp_path), pytest.raises(files.FileError, match="another run is writing to this folder"):
-        run(tmp_path, *flags, 3)
-    (tmp_path / search.DB).write_bytes(b"nothing that SQLite has written" * 1000)
-    with pytest.raises(files.FileError, match=r"search\.db: cannot be used .* is damaged, move it away") as raised:
-        run(tmp_path, *flags, 3)
-    assert "\n" not in str(raised.value)
-
-
-def test_poor_trials_are_stopped_and_impossible_ones_are_rows(tmp_path, monkeypatch):
-    space = {"learning_rate": (0.003, 1e-7, 999.0), "weight_decay": (0.1,)}
     monkeypatch.setitem(search.SPACES, "mlp", space)
-    monkeypatch.setattr(search, "PRUNER", {"n_startup_trials": 1})
-    run(tmp_path, "--trials", 6, "--epochs", 3)
+    run_search(tmp_path, "--epochs", 1, "--trials", 6)
     rows = trials(tmp_path)
-    states = {rate: {row["state"] for row in rows if row["learning_rate"] == rate} for rate in ("0.003", "1e-07", "999")}
-    assert states == {"0.003": {"finished"}, "1e-07": {"stopped early"}, "999": {"failed"}}
-    assert {row["epochs"] for row in rows} == {"3", "1", "0"}
-    assert all(("one step would remove all of the weights" in row["message"]) == (row["state"] == "failed") for row in rows)
+    assert {row["state"] for row in rows if row["learning_rate"] == "999"} == {"pruned"}
+    assert all(("--weight-decay" in row["message"]) == (row["learning_rate"] == "999") for row in rows)
 
 
-def test_diverged_trials_are_rows(tmp_path, monkeypatch):
-    monkeypatch.setitem(search.SPACES, "mlp", {
-        "learning_rate": (900.0, 999.0), "weight_decay": (0.0,), "norm": ("none",), "activation": ("leaky_relu",),
-        "optimizer": ("sgd",)})  # fmt: skip
-    with pytest.raises(runs.Diverged, match=r"all trials diverged or failed, see .*trials\.csv; edit SPACES"):
-        run(tmp_path, "--trials", 2, "--epochs", 1)
-    for row in trials(tmp_path):
-        assert (row["state"], row["val_accuracy"]) == ("diverged", "")
-        assert "loss became" in row["message"]
+def test_nothing_but_diverging_trials(tmp_path, monkeypatch):
+    monkeypatch.setitem(search.SPACES, "mlp", lambda number, one_of: one_of("learning_rate", 999.0))
+    with pytest.raises(run.Diverged, match="all trials diverged, see"):
+        run_search(tmp_path, "--epochs", 1, "--trials", 2)
 
 
-def test_minutes_stop_a_search_and_its_command_continues(tmp_path, small):
-    run(tmp_path, "--epochs", 1, "--trials", 3, "--minutes", 0.00001)
-    assert len(trials(tmp_path)) == 1
-    assert run(tmp_path, "--epochs", 1, "--trials", 2)["trials"]["finished"] == 2
-
-
-@pytest.mark.filterwarnings("error::UserWarning")  # of matplotlib, where something has no room
-@pytest.mark.parametrize(("script", "num_trials"), [("cnn", 1), ("mlp", 12)])
-def test_figure_is_readable(script, num_trials, tmp_path, monkeypatch):
-    monkeypatch.setattr(search.Search, "train", lambda self, trial, _: 0.9 - trial.params["dropout"] / 10)
-    s = settings.load(search, data, dataset="digits", output_dir=str(tmp_path), trials=num_trials)
-    with search.Search(script, s).opened() as job:
-        job.run()
-        summary = search.write(job)
-    assert sum(summary["importances"].values()) == pytest.approx(float(num_trials > 1))
-    assert list(summary["importances"])[:1] == ["dropout"] * (num_trials > 1)
-    assert crowded_texts(search_figure.draw(job, summary)) == []
-
-
-def test_search_of_the_cnn(tmp_path, monkeypatch):
-    monkeypatch.setitem(search.SPACES, "cnn", {"learning_rate": Range(0.1, 0.3), "channels": ((4, 8, 8, 8), (4, 4, 4, 4))})
-    threads = torch.get_num_threads()
-    try:
-        best = run(tmp_path, "--trials", 2, "--epochs", 1, script="cnn")
-    finally:
-        torch.set_num_threads(threads)
-    assert best["command"].startswith("python cnn_feature_extraction.py --epochs 1 --seed 0 ")
-    assert best["trials"]["finished"] == 2
-
-
-@pytest.mark.parametrize(("arguments", "message"), [
-    ([], "search: name a script: mlp, cnn"), (["mpl"], r"search mpl: name a script: mlp, cnn \(did you mean mlp\?\)")
-])  # fmt: skip
-def test_a_script_must_be_named(arguments, message):
-    with pytest.raises(settings.SettingError, match=message):
-        search.main(arguments)
-
-
-def test_an_unknown_setting_in_a_space_is_named(monkeypatch, tmp_path):
-    monkeypatch.setitem(search.SPACES, "mlp", SMALL | {"lr": (0.1, 0.2)})
-    with pytest.raises(settings.SettingError, match=r"SPACES: unknown setting lr \(did you mean learning_rate\?\)"):
-        run(tmp_path)
+def test_optunas_figures(tmp_path, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setitem(search.SPACES, "mlp", lambda number, one_of: number("dropout", 0.0, 0.5))
+    planted = lambda trial, **_: trial.suggest_float("dropout", 0.0, 0.5)  # noqa: E731
+    monkeypatch.setattr(search, "validation_accuracy", planted)
+    run_search(tmp_path, "--trials", 4)
+    names = {"optimization_history.png", "slice.png", "param_importances.png"}
+    names |= {"trials.csv", "best.json", "search.db"}
+    assert {path.name for path in tmp_path.iterdir()} == names

@@ -1,246 +1,367 @@
-"""The parts of a study that need no training: its learning rates, paired tests, claims and verdicts, and its settings."""
+"""Studies without training: the choice of learning rates, statistics, tables, and their committed results."""
 
+import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import crowded_texts
-from planted_studies import DROPOUT, RATES, summary_of, with_effects
+from scipy import stats
 
-from studies import catalog, comparison, output, readme, runner
-from studies.comparison import Comparison, Options
-from studies.study import Claim, Study
-from support import settings
+import run
+from studies import STUDIES, comparison, finished, output, statistics
+from studies import cnn as cnn_studies
+from studies.study import Study, command, label, vary
+
+RATES = (0.001, 0.003, 0.01)
+DROPOUT = Study("d", "How much?", "mlp", vary(dropout=(0.0, 0.2, 0.4)), "0", {}, RATES, 5)
+NOISE = (0.0, 0.002, -0.001, 0.001, -0.002)
+RESULTS = run.ROOT / "results"
 
 
-def test_validation_chooses_the_learning_rate_and_the_test_images_never():
-    def result(s):  # the best test accuracy is planted where the validation accuracy is poor, and for other seeds
+def options(**changes):
+    given = {"seeds": 0, "epochs": 0, "fixed_learning_rate": False, "quick": False, "dataset": ""}
+    return SimpleNamespace(**given | changes)
+
+
+class Planted:
+    """A Runner without trainings: result(settings) gives (validation, test accuracy) or a row."""
+
+    fresh, finished = False, {}
+
+    def __init__(self, result):
+        self.result, self.jobs, self.num_rows = result, [], 0
+
+    def on_row(self):
+        self.num_rows += 1
+
+    def rows(self, jobs):
+        self.jobs += jobs
+        rows = {}
+        for job in jobs:
+            row = self.result(job.settings)
+            if not isinstance(row, dict):
+                row = dict(zip(("val_accuracy", "test_accuracy"), row, strict=True))
+                row |= {"test_loss": 0.5, "test_ece": 0.01, "parameters": 1000, "seconds": 5.0, "epochs": 3}
+                row |= {"train_eval_accuracy": 0.9, "history": {}}
+            rows[job.key] = row
+        return rows
+
+
+@pytest.fixture(autouse=True)
+def no_data(monkeypatch):
+    """A dataset of which only its description is known."""
+    about = {"name": "planted", "fingerprint": "f", "image_shape": (28, 28)}
+    about = SimpleNamespace(train_size=6_000, num_classes=10, **about)
+    monkeypatch.setattr("studies.runner.describe", lambda chosen: about)
+
+
+def compared(study, result, folder, **changes):
+    """(summary, Comparison, rows, runner) of a study with planted results."""
+    runner = Planted(result)
+    made = comparison.Comparison(study, runner, options(**changes), folder)
+    rows = made.run()
+    return json.loads(json.dumps(comparison.summarize(made, rows))), made, rows, runner
+
+
+def with_effects(tmp_path, effects, seeds=5, **more):
+    """The summary of variants with planted differences {label: difference to "a"}, and noise."""
+    variants = {name: {"dropout": number / 100} for number, name in enumerate(effects)}
+
+    def result(s):
+        number = round(100 * s["dropout"])
+        effect = list(effects.values())[number]
+        if effect is None:
+            return {"message": "the loss became nan"}
+        test = 0.8 + effect + NOISE[s["seed"]] + (0.1 * NOISE[(2 * s["seed"] + number) % 5] if number else 0)
+        return test + 0.01, test
+
+    return compared(Study("s", "?", "mlp", variants, "a", seeds=seeds, **more), result, tmp_path)[0]
+
+
+# ---- statistics
+
+
+def test_the_paired_t_test_is_scipys_and_that_by_hand():
+    a, b = np.array([90.1, 90.4, 89.8, 90.0]), np.array([89.9, 90.0, 89.9, 89.6])
+    test = statistics.paired_test(list(a - b))
+    expected = stats.ttest_rel(a, b)
+    assert (test["points"], test["p"]) == pytest.approx((0.225, expected.pvalue))
+    assert (test["low"], test["high"]) == pytest.approx(tuple(expected.confidence_interval()))
+    # mean 2, deviation 1, n 4: t = 4 with 3 degrees of freedom, whose tails hold 0.0280; t of 0.975 is 3.1824
+    test = statistics.paired_test(list(2 + np.array([1.0, -1.0, 1.0, -1.0]) / np.sqrt(4 / 3)))
+    assert test["p"] == pytest.approx(0.0280, abs=1e-4)
+    assert (test["low"], test["high"]) == pytest.approx((2 - 3.1824 / 2, 2 + 3.1824 / 2), abs=1e-4)
+
+
+@pytest.mark.parametrize(("points", "p"), [([0, 0], 1), ([3, 3], 0.5), ([3] * 5, 0.0625)])
+def test_equal_differences_are_a_sign_test(points, p):
+    test = statistics.paired_test(points)
+    assert (test["p"], test["low"], test["high"]) == (p, points[0], points[0])
+
+
+def test_mcnemar_by_hand():
+    first = np.array([True] * 20 + [True] + [False] * 9 + [False] * 5)
+    second = np.array([True] * 20 + [False] + [True] * 9 + [False] * 5)
+    only_first, only_second, p = statistics.mcnemar(first, second)
+    assert (only_first, only_second) == (1, 9)
+    assert p == pytest.approx(2 * (1 + 10) / 2**10)  # both tails of ten fair coins
+    assert statistics.mcnemar(first, first) == (0, 0, 1.0)
+
+
+def test_holm_by_hand():
+    assert statistics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert statistics.holm([0.5, 0.9]) == [1.0, 1.0]
+    tests = [{"p": 0.01}, {}, {"p": 0.04}]
+    statistics.correct(tests, "p", "p_holm")
+    assert tests == [{"p": 0.01, "p_holm": 0.02}, {}, {"p": 0.04, "p_holm": 0.04}]
+
+
+def test_the_interval_of_a_mean():
+    assert statistics.interval([1.0, 2.0]) == 0
+    assert statistics.interval([1.0, 2.0, 3.0]) == pytest.approx(4.3027 / 3**0.5, abs=1e-3)
+
+
+# ---- the choice of learning rates, seeds, epochs
+
+
+def test_validation_chooses_the_learning_rate_and_the_test_images_never(tmp_path):
+    def result(s):  # the best test accuracy is planted where validation is poor, and for other seeds
         val = {0.001: 0.8, 0.003: 0.9, 0.01: 0.7}[s["learning_rate"]] + 0.01 * s["dropout"]
-        if s["seed"]:
-            val = 0.5 + s["learning_rate"]
-        return val, 0.99 if s["learning_rate"] != 0.003 else 0.6
+        val = val if s["seed"] == 0 else 0.5 + s["learning_rate"]
+        return val, 0.6 if s["learning_rate"] == 0.003 else 0.99
 
-    summary, compared, rows = summary_of(DROPOUT, result)
-    assert [variant["learning_rate"] for variant in summary["variants"].values()] == [0.003] * 3
-    assert not any(variant["at_edge"] for variant in summary["variants"].values())
+    summary, made, rows, _ = compared(DROPOUT, result, tmp_path)
+    assert [(v["learning_rate"], v["at_edge"]) for v in summary["variants"].values()] == [(0.003, False)] * 3
     assert summary["variants"]["0.2"]["test_accuracy"] == pytest.approx(0.6)
-    assert len(rows) == 3 * (3 + 4)
-    assert compared.runs_by_script() == {"cnn": 0, "mlp": 21}
-    table = compared.table(rows)
-    assert {row["stage"] for row in table if "test_accuracy" in row} == {"final"}
-    assert len(table) == 9 + 15
+    assert [row["stage"] for row in rows] == ["tuning"] * 9 + ["final"] * 15
+    assert not any("test_accuracy" in row for row in rows[:9])
+    assert made.num_runs == len(rows) == summary["runs"] == 24
 
 
-def test_the_best_variant_is_the_best_on_validation():
-    def result(s):
-        return 0.9 - s["dropout"] / 10, 0.8 + s["dropout"] / 10
-
-    summary, *_ = summary_of(DROPOUT, result)
-    assert summary["verdict"].startswith("The best on validation is dropout 0: 80.00 ± 0.00 % on the test images.")
-
-
-def test_the_lowest_and_the_highest_learning_rate_are_marked():
-    summary, *_ = summary_of(DROPOUT, lambda s: (s["learning_rate"] * (1 if s["dropout"] else -1), 0.8))
-    assert [(v["learning_rate"], v["at_edge"]) for v in summary["variants"].values()] == [(0.001, True), (0.01, True),
-                                                                                          (0.01, True)]  # fmt: skip
-    assert readme.table(summary).count("0.01 (edge)") == 2
-    equal, *_ = summary_of(DROPOUT, lambda s: (0.8, 0.8))
-    assert {v["learning_rate"] for v in equal["variants"].values()} == {0.001}  # of equal ones the smallest
+def test_of_equal_learning_rates_the_smallest_and_edges_are_marked(tmp_path):
+    equal = compared(DROPOUT, lambda s: (0.8, 0.8), tmp_path)[0]
+    assert {v["learning_rate"] for v in equal["variants"].values()} == {0.001}
+    signs = {0.0: -1}
+    result = lambda s: (s["learning_rate"] * signs.get(s["dropout"], 1), 0.8)  # noqa: E731
+    summary = compared(DROPOUT, result, tmp_path)[0]
+    chosen = [(v["learning_rate"], v["at_edge"]) for v in summary["variants"].values()]
+    assert chosen == [(0.001, True), (0.01, True), (0.01, True)]
+    assert [row[1] for row in output.tables(summary)[0]] == ["0.001 (edge)", "0.01 (edge)", "0.01 (edge)"]
 
 
-def test_options_change_seeds_epochs_and_learning_rates():
-    runs_made = []
+def test_flags_change_seeds_epochs_and_learning_rates(tmp_path):
+    def made(**changes):
+        jobs = [job.settings for job in compared(DROPOUT, lambda s: (0.8, 0.8), tmp_path, **changes)[3].jobs]
+        return {(s["seed"], s["epochs"], s["learning_rate"]) for s in jobs}
 
-    def result(s):
-        runs_made.append((s["seed"], s["epochs"], s["learning_rate"]))
-        return 0.8, 0.8
-
-    summary_of(DROPOUT, result, seeds=2, epochs=7, tune=False)
-    assert sorted(set(runs_made)) == [(0, 7, 0.003), (1, 7, 0.003)]
-    assert len(runs_made) == 6
-    runs_made.clear()
-    summary_of(DROPOUT, result, most_seeds=2)
-    assert {seed for seed, *_ in runs_made} == {0, 1}
-    assert {epochs for _, epochs, _ in runs_made} == {12}
-    runs_made.clear()
-    timed = Study("time", "?", "mlp", {"2": {"epochs": 2}, "5": {"epochs": 5}}, "2", seeds=1, x="seconds")
-    summary_of(timed, result, epochs=7)
-    assert {epochs for _, epochs, _ in runs_made} == {2, 5}  # what varies stays
+    assert made(seeds=2, epochs=7, fixed_learning_rate=True) == {(0, 7, 0.003), (1, 7, 0.003)}
+    assert made(quick=True) == {(0, 1, 0.003), (1, 1, 0.003)}
+    assert made(seeds=1) == {(0, 40, rate) for rate in RATES}
 
 
-def test_epochs_are_those_of_both_networks_of_a_script():
-    for script, training, names in (("transfer", "frozen", ("epochs", "head_epochs")), ("mlp", None, ("epochs",))):
-        fixed = {"training": training} if training else {}
-        study = Study("s", "?", script, {"a": {}, "b": {"seed": 0}}, "a", fixed=fixed, seeds=1)
-        summary, compared, _ = summary_of(study, lambda s: (0.8, 0.8), epochs=3)
-        assert all(variant.changes[name] == 3 for variant in compared.variants for name in names)
-        assert summary["epochs"] == [3]
-
-
-def test_a_sweeps_learning_rates_are_around_each_variants_default():
-    def rates(*arguments):
-        return [given["learning_rates"] for given in catalog.sweep(*arguments, 3).variants.values()]
-
-    frozen, from_scratch = rates(["transfer"], [["training", "frozen", "from_scratch"]], [])
-    assert frozen == (0.0003, 0.001, 0.003)
-    assert from_scratch == (0.03, 0.1, 0.3)
-    assert rates(["cnn"], [["recipe", "default", "plain"]], []) == [(0.07, 0.2, 0.6), (0.001, 0.003, 0.009)]
-    assert rates(["mlp"], [["dropout", "0", "0.2"]], [["recipe", "plain"]]) == [(0.0003, 0.001, 0.003)] * 2
-
-
-def test_own_learning_rates_and_seeds_of_a_variant():
-    variants = {"adam": {}, "sgd": {"optimizer": "sgd", "learning_rates": (0.1, 0.2, 0.4), "seeds": 2},
-                "fixed": {"learning_rate": 0.5, "recipe": "plain"}}  # fmt: skip
-    study = Study("s", "?", "mlp", variants, "adam", {"recipe": "plain"}, RATES, 3)
-    summary, *_ = summary_of(study, lambda s: (s["learning_rate"], 0.8))
-    chosen = {name: (v["learning_rate"], v["seeds"]) for name, v in summary["variants"].items()}
-    assert chosen == {"adam": (0.01, [0, 1, 2]), "sgd": (0.4, [0, 1]), "fixed": (0.5, [0, 1, 2])}
+def test_a_variant_has_learning_rates_of_its_own(tmp_path):
+    variants = {"adam": {}, "sgd": {"learning_rates": (0.4, 0.1)}, "fixed": {"learning_rate": 0.5}}
+    study = Study("s", "?", "mlp", variants, "adam", {"weight_decay": 0.0}, RATES, 3)
+    summary = compared(study, lambda s: (s["learning_rate"], 0.8), tmp_path)[0]
+    assert [v["learning_rate"] for v in summary["variants"].values()] == [0.01, 0.4, 0.5]
     assert "at_edge" not in summary["variants"]["fixed"]
-    assert summary["tests"][0]["seeds"] == 2
 
 
-# ---- tests, claims, verdicts
+def test_impossible_settings_of_a_variant_are_refused_before_any_run(tmp_path):
+    study = Study("s", "?", "mlp", {"a": {}, "b": {"dropout": 2.0}}, "a")
+    with pytest.raises(run.Error, match=r"dropout = 2.0: expected 0 to 0.999"):
+        compared(study, None, tmp_path)
 
 
-def test_verdicts_and_claims_follow_the_numbers():
-    pairs = ("ba", "ca", "ac", "da", "bc", "ea")
-    claims = (*(Claim(f"{better} over {worse}", better, worse) for better, worse in pairs), Claim("said without a figure"))
-    summary = with_effects({"a": 0, "b": 0.02, "c": -0.02, "d": 0.0, "e": None}, claims)
-    assert summary["verdict"] == (
-        "The best on validation is b: 82.00 ± 0.17 % on the test images. b (+2.00) is better than a; c (-2.00) is worse "
-        "than a; d (+0.00) is not distinguishable from a. Diverged or failed in some seeds: e.")  # fmt: skip
-    assert {claim["text"]: claim["verdict"] for claim in summary["claims"]} == {
-        "b over a": "holds", "c over a": "does not hold", "a over c": "holds", "d over a": "not distinguishable",
-        "b over c": "holds", "said without a figure": "", "e over a": "not tested"}  # fmt: skip
-    assert summary["claims"][2]["points"] == -summary["claims"][1]["points"] > 0
-    assert [test["variant"] + test["against"] for test in summary["tests"]] == ["ba", "ca", "da", "bc"]
+def test_hybrids_share_a_backbone_for_each_seed(tmp_path):
+    variants = {"frozen": {}, "joint": {"training": "joint"}}
+    variants["tuned"] = variants["joint"] | {"from_backbone": True}
+    study = Study("s", "?", "hybrid", variants, "frozen", backbone=cnn_studies.PLAIN, seeds=2)
+    _, made, _, runner = compared(study, lambda s: (0.8, 0.8), tmp_path)
+    uses = {(job.settings["training"], job.settings["seed"]): job.backbone for job in runner.jobs[:4]}
+    assert uses["joint", 0] is None
+    assert uses["frozen", 1] is made.backbones[1]
+    assert made.backbones[0].key != made.backbones[1].key
+    assert [job.backbone for job in runner.jobs[4:]] == [made.backbones[0], made.backbones[1]]
+    assert made.backbones[0].settings["channels"] == (16, 32, 64)
 
 
-def test_tests_are_paired_over_the_seeds_and_corrected():
-    from scipy.stats import ttest_rel
+# ---- tests and tables
 
-    summary = with_effects({"a": 0, "b": 0.0003, "c": 0.001, "d": 0.0})
+
+def test_tests_are_paired_over_the_seeds_and_corrected(tmp_path):
+    summary = with_effects(tmp_path, {"a": 0, "b": 0.0003, "c": 0.001, "d": 0.0})
     accuracies = {name: variant["by_seed"]["test_accuracy"] for name, variant in summary["variants"].items()}
-    p = [ttest_rel(accuracies[name], accuracies["a"]).pvalue for name in "bcd"]
+    p = [stats.ttest_rel(accuracies[name], accuracies["a"]).pvalue for name in "bcd"]
     assert [test["p"] for test in summary["tests"]] == pytest.approx(p)
-    order, corrected, largest = np.argsort(p), {}, 0
-    for rank, index in enumerate(order):  # Holm: the smallest times 3, the next times 2, never decreasing
-        largest = corrected[index] = max(largest, min(1, p[index] * (3 - rank)))
-    assert [test["p_holm"] for test in summary["tests"]] == pytest.approx([corrected[index] for index in range(3)])
+    assert [test["p_holm"] for test in summary["tests"]] == pytest.approx(statistics.holm(p))
 
 
-def test_a_difference_that_only_the_correction_removes_is_not_distinguishable():
-    test = {"variant": "b", "against": "a", "points": 0.3, "p_holm": 0.06, "p": 0.03}
-    assert comparison.word_of(test) == "not distinguishable"
-    assert comparison.claim_result(Claim("b", "b", "a"), [test])["verdict"] == "not distinguishable"
+def test_variants_are_compared_with_their_own_baselines_and_claims_once(tmp_path):
+    claims = {"b over a": ("b", "a"), "b2 over b": ("b2", "b"), "a2 over b2": ("a2", "b2")}
+    effects = {"a": 0, "a2": 0.02, "b": 0.01, "b2": -0.02}
+    summary = with_effects(tmp_path, effects, baselines={"b2": "b"}, claims=claims)
+    found = [(test["variant"], test["against"], round(test["points"])) for test in summary["tests"]]
+    assert found == [("a2", "a", 2), ("b", "a", 1), ("b2", "b", -3), ("a2", "b2", 4)]
+    rows = {row[0]: row for row in output.tables(summary)[0]}
+    assert rows["**a** (baseline)"][4:6] == ["-", "-"]
+    assert rows["b2"][4].endswith("; to b")
+    study = Study("s", "?", "mlp", vary(l1=(0, 1, 2)), "", baselines={"2": "1"})
+    assert study.baseline_of == {"2": "1"}
 
 
-def test_many_variants_are_counted_and_a_single_seed_is_not_tested():
-    effects = {"a": 0} | {f"v{number}": 0.02 if number < 4 else -0.02 for number in range(14)}
-    verdict = with_effects(effects, (Claim("x", "v1", "v9"),))["verdict"]
-    assert "4 of 14 variants are better than a; 10 of 14 variants are worse than a." in verdict
-    single = with_effects({"a": 0, "b": 0.02}, seeds=1)
-    assert single["tests"] == []
-    assert single["verdict"] == ("The best on validation is b: 82.02 % on the test images. Nothing is tested: that needs "
-                                 "two seeds or more of the baseline and of another variant.")  # fmt: skip
-    assert "± " not in readme.table(single)
+def test_a_claim_has_the_sign_of_its_own_order(tmp_path, monkeypatch):
+    claims = {"a over b": ("a", "b"), "nan over a": ("e", "a")}
+    summary = with_effects(tmp_path, {"a": 0, "b": 0.02, "e": None}, claims=claims)
+    monkeypatch.setitem(STUDIES, "s", SimpleNamespace(claims=claims))
+    rows, found = output.tables(summary)
+    points, low, high = (summary["tests"][0][name] for name in ("points", "low", "high"))
+    assert rows[1][4] == f"{points:+.2f} ({low:+.2f} to {high:+.2f})"
+    assert rows[1][5] != "-"
+    expected = f"{-points:+.2f} ({-high:+.2f} to {-low:+.2f})"
+    assert found == [["a over b", expected, rows[1][5]], ["nan over a", "-", "-"]]
 
 
-def test_variants_are_compared_with_their_own_baselines():
-    results = with_effects({"a": 0, "a2": 0.02, "b": 0.01, "b2": -0.02})["variants"]
-    study = Study("s", "?", "mlp", {name: {} for name in results}, "a", baselines={"b2": "b"})
-    tests = comparison.tests_of(study, results)
-    assert [(test["variant"], test["against"], round(test["points"], 2)) for test in tests] == [
-        ("a2", "a", 2.0), ("b", "a", 1.0), ("b2", "b", -3.0)]  # fmt: skip
-    verdict = comparison.verdict(study, results, tests)
-    assert verdict.endswith("a2 (+2.00), b (+1.00) are better than a; b2 (-3.00) is worse than b.")
-    summary = with_effects(dict.fromkeys(results, 0))
-    summary |= {"variants": results, "tests": tests, "baseline_of": study.baseline_of}
-    table = readme.table(summary)
-    assert "| worse than b |" in table
-    assert [line.split("**")[1] for line in table.splitlines() if "(baseline)" in line] == ["a", "b"]
-    assert Study("s", "?", "mlp", {"a": {}, "b": {}, "c": {}}, "", baselines={"c": "b"}).baseline_of == {"c": "b"}
-    with pytest.raises(ValueError, match="the baseline 'x' is none of its variants"):
-        Study("s", "?", "mlp", {"a": {}}, "a", baselines={"a": "x"})
-
-
-def test_a_variant_of_which_some_seeds_have_learned_nothing_is_not_tested():
-    summary = with_effects({"a": 0, "b": -0.3})
-    result = summary["variants"]["b"]
+def test_a_variant_of_which_some_seeds_have_learned_nothing_is_not_tested(tmp_path):
+    summary = with_effects(tmp_path, {"a": 0, "b": -0.3})
+    result, pair = summary["variants"]["b"], ({"b": "a"}, {})
     result["by_seed"]["train_eval_accuracy"] = [0.1, 0.1, 0.9, 0.9, 0.1]
-    study = Study("s", "?", "mlp", {"a": {}, "b": {}}, "a", claims=(Claim("a over b", "a", "b"),))
-    tests = comparison.tests_of(study, summary["variants"])
-    assert tests == []
-    assert comparison.claim_result(study.claims[0], tests)["verdict"] == "not tested"
-    assert "Learned nothing: b (3 of 5 seeds)." in comparison.verdict(study, summary["variants"], tests)
-    assert "-; 3 of 5 seeds learned nothing" in readme.table(summary | {"tests": tests})
+    assert comparison.tests_of(summary["variants"], *pair) == []
+    assert output.tables(summary)[0][1][4] == "-; 3 of 5 seeds learned nothing"
     result["num_classes"] = 100  # of which 0.1 is more than guessing
     assert comparison.not_learned(result) == 0
+    result |= {"num_classes": 10, "by_seed": result["by_seed"] | {"train_eval_accuracy": [0.1] * 5}}
+    assert comparison.tests_of(summary["variants"], *pair)[0]["points"] < -20  # no seed has: it is tested
     two = {"num_classes": 2, "by_seed": {"train_eval_accuracy": [0.5, 0.54, 0.56, 0.74]}}
     assert comparison.not_learned(two) == 2
-    result |= {"num_classes": 10, "by_seed": result["by_seed"] | {"train_eval_accuracy": [0.1] * 5}}
-    assert comparison.tests_of(study, summary["variants"])[0]["points"] < -20  # no seed has: that can be tested
 
 
-def test_a_diverged_variant_is_a_row_that_says_so():
-    summary = with_effects({"a": 0, "b": None})
-    line = next(line for line in readme.table(summary).splitlines() if line.startswith("| b |"))
-    assert "5 of 5 seeds: the loss became nan in epoch 1" in line
-    assert "b, 5 of 5 seeds: the loss became nan" in readme.terminal_text(summary)
-    for effects in ({"a": None, "b": None}, {"a": None, "b": 0.0}):
-        summary = with_effects(effects, (Claim("b over a", "b", "a"),), curves=True)
-        assert summary["claims"][0]["verdict"] == "not tested"
-        assert crowded_texts(output.draw(summary)) == []
-        readme.section(summary)
-    assert with_effects({"a": None, "b": None})["verdict"] == "Every variant diverged or failed."
-    assert summary["dataset"] == "planted"
+def test_diverged_runs_are_counted(tmp_path):
+    summary = with_effects(tmp_path, {"a": 0, "b": None})
+    row = output.tables(summary)[0][1]
+    assert row[2:] == ["-", "-", "-; 5 of 5 seeds: the loss became nan", "-", "-", "-"]
+    assert "the loss became nan" in output.text_of(summary)
+    output.draw(summary)
+    output.draw(with_effects(tmp_path, {"a": None, "b": None}))
 
 
-def test_names_in_a_sentence():
-    assert comparison.spoken(DROPOUT, "0.2") == "dropout 0.2"
-    two, words = (catalog.STUDIES[name] for name in ("learning_rate_batch_size", "initialization"))
-    assert comparison.spoken(two, "0.001, 128") == "learning rate 0.001, batch size 128"
-    assert comparison.spoken(words, "2 layers, he") == "2 layers, he"
-    assert comparison.interval([1.0, 2.0]) == 0
-    assert comparison.interval([1.0, 2.0, 3.0]) == pytest.approx(4.3027 / 3**0.5, abs=1e-3)
+def test_the_files_of_a_study_and_the_same_from_its_csv(tmp_path, monkeypatch):
+    monkeypatch.setattr(output, "STUDIES", {"d": DROPOUT})
+    result = lambda s: (0.9 - s["dropout"] / 7, 0.8 + s["learning_rate"])  # noqa: E731
+    made = comparison.Comparison(DROPOUT, Planted(result), options(), tmp_path / "d")
+    summary = output.write(tmp_path / "d", made, made.run())
+    assert sorted(path.name for path in (tmp_path / "d").iterdir()) == ["d.png", "runs.csv", "summary.json"]
+    again, _, _, runner = compared(DROPOUT, None, tmp_path / "d")
+    assert runner.jobs == []
+    assert runner.num_rows == 24
+    same = ("variants", "tests", "seeds", "epochs", "runs")
+    assert [again[name] for name in same] == [summary[name] for name in same]
+    text = (tmp_path / "README.md").read_text()
+    assert "| [d](#d) | How much? |" in text
+    assert "| 0.2 | 0.001 (edge) | 87.14 ± 0.00 % | 80.10 ± 0.00 % | +0.00 (+0.00 to +0.00) | 1 |" in text
+    more = compared(DROPOUT, result, tmp_path / "d", seeds=6)[3]
+    assert [job.settings["seed"] for job in more.jobs] == [5] * 3  # only the new seed is run
+    fresh = Planted(result)
+    fresh.fresh = True
+    comparison.Comparison(DROPOUT, fresh, options(), tmp_path / "d").run()
+    assert len(fresh.jobs) == 24
+    other = Study("d", "How much?", "mlp", DROPOUT.variants, "0", {"l2": 0.1}, RATES, 5)
+    assert len(compared(other, result, tmp_path / "d")[3].jobs) == 24  # other settings: nothing is known
 
 
-# ---- all studies
+# ---- the studies and their committed results
 
 
-def test_the_settings_of_every_study_are_valid(no_data, tmp_path):
-    studies_runner, keys, total = runner.Runner(tmp_path), set(), 0
-    for study in catalog.STUDIES.values():
-        compared = Comparison(study, studies_runner, Options())
-        if compared.tuning:
-            compared.choose({})
-        jobs = [*compared.backbones.values(), *compared.tuning.values(), *compared.final.values()]
-        own = {job.key for job in jobs}
-        assert len(own) == sum(compared.runs_by_script().values()) == catalog.cost(study)[0], study.name
-        keys |= own
-        total += len(own)
+def test_the_settings_of_every_study_are_valid(tmp_path):
+    keys, total = set(), 0
+    for study in STUDIES.values():
+        made = comparison.Comparison(study, Planted(lambda s: (0.8, 0.8)), options(seeds=1), tmp_path)
+        made.run()
+        assert len(made.runner.jobs) == made.num_runs, study.name
+        keys |= {job.key for job in made.runner.jobs}
+        total += made.num_runs
+    assert len(STUDIES) == 31
     assert len(keys) < total  # some runs are those of two studies
-    assert len(catalog.STUDIES) > 30
 
 
-def test_a_smoke_test_trains_on_as_many_images_as_there_are(no_data, tmp_path):
-    quick = runner.Runner(tmp_path, overrides={"quick": True})
-    sizes = [quick.job("mlp", {"train_size": size}).settings["train_size"] for size in (0, 500, 48_000)]
-    assert sizes == [0, 62, 6_000]
+def test_committed_rows_are_known_by_their_variants():
+    number = 0
+    for study in STUDIES.values():
+        folder = RESULTS / "studies" / study.name
+        variants = comparison.variants_of(study, options())
+        known = comparison.known_rows(folder, variants, "Fashion-MNIST")
+        rows = [row for row in comparison.read_rows(folder / "runs.csv") if row["stage"] != "backbone"]
+        assert {comparison.key_of(row) for row in rows} == known.keys(), study.name
+        number += len(rows)
+    assert number == 1261
+    assert comparison.known_rows(folder, variants, "digits") == {}
 
 
-def test_a_run_whose_images_do_not_allow_its_settings(tmp_path):
-    jobs = runner.Runner(tmp_path, overrides={"dataset": "digits"})
-    with pytest.raises(settings.SettingError, match="--erase 40: images of 28 x 28 pixels allow at most 28"):
-        jobs.job("mlp", {"erase": 40})
-    with pytest.raises(settings.SettingError, match="--train-size 5,000: the training split has 1,"):
-        jobs.job("mlp", {"train_size": 5_000})
-    assert jobs.job("mlp", {"train_size": 1_300, "val_fraction": 0.1}).settings["train_size"] == 1_300
+def test_committed_numbers_follow_from_their_rows():
+    number, numbers = 0, ("points", "points_std", "p", "p_holm")
+    for study in STUDIES.values():
+        folder = RESULTS / "studies" / study.name
+        summary, rows = run.read_json(folder / "summary.json"), comparison.read_rows(folder / "runs.csv")
+        variants = comparison.variants_of(study, options())
+        results = {variant.label: comparison.result_of(study, variant, rows) for variant in variants}
+        for name, result in summary["variants"].items():
+            for key in ("learning_rate", "seeds", "val_accuracy", "test_accuracy", "test_accuracy_std"):
+                assert results[name].get(key) == pytest.approx(result.get(key)), (study.name, name, key)
+        tests = comparison.tests_of(results, study.baseline_of, study.claims)
+        for test, committed in zip(tests, summary["tests"], strict=True):
+            assert (test["variant"], test["against"]) == (committed["variant"], committed["against"])
+            assert [test[key] for key in numbers] == pytest.approx([committed[key] for key in numbers])
+        number += len(tests)
+    assert number == 159
 
 
 def test_a_study_that_names_a_variant_which_does_not_exist():
-    with pytest.raises(ValueError, match="the baseline 'x' is none of its variants"):
-        Study("s", "?", "mlp", {"a": {}}, "x")
-    with pytest.raises(ValueError, match="a claim names a variant"):
-        Study("s", "?", "mlp", {"a": {}}, "a", claims=(Claim("c", "a", "b"),))
+    for more in ({"baseline": "x"}, {"baselines": {"a": "x"}}, {"claims": {"c": ("a", "x")}}):
+        with pytest.raises(ValueError, match="study s: 'x' is none of its variants"):
+            Study("s", "?", "mlp", {"a": {}}, **{"baseline": "a"} | more)
 
 
+def test_labels_and_commands():
+    labels = ["128-64", "none", "yes", "no", "0.001", "3", "relu"]
+    assert [label(value) for value in ((128, 64), (), True, False, 0.001, 3, "relu")] == labels
+    assert vary(l2=(0.0, 0.2), flip=(True,))["0.2, yes"] == {"l2": 0.2, "flip": True}
+    changes = {"hidden": (128, 64), "flip": False, "fc_norm": True, "l2": 1e-05}
+    words = "python mlp_from_scratch.py --hidden 128 64 --no-flip --fc-norm --l2 1e-05"
+    assert command("mlp", changes) == words
+
+
+# ---- finished runs
+
+
+@pytest.fixture
+def two_runs(real_folder, monkeypatch):
+    monkeypatch.setenv("FASHION_MNIST_DIR", str(real_folder))
+    return finished.read_runs([RESULTS / "cnn_feature_extraction", RESULTS / "hybrid_train"])
+
+
+def test_committed_runs_are_read_and_compared(two_runs):
+    first, second = two_runs
+    assert (first.label, second.label) == ("CNN", "CNN features + NumPy MLP")
+    assert list(first.folders) == [0, 1, 2, 3, 4]
+    assert finished.network(second.metrics) == "24-48-96-96-192 + 1728-256-128-10"
+    assert len(first.histories[3]["epoch"]) == 24
+    y = first.images.test.y
+    for seed, accuracy in first.accuracies.items():
+        assert np.mean(first.predicted[seed] == y) == pytest.approx(accuracy, abs=3e-4)
+    (test,) = finished.compare(two_runs)
+    differences = [100 * (first.accuracies[seed] - second.accuracies[seed]) for seed in range(5)]
+    assert test["points"] == pytest.approx(np.mean(differences))
+    assert (test["seeds"], test["mcnemar_seeds"]) == (5, (0, 0))
+    assert test["p_t"] == pytest.approx(stats.ttest_1samp(differences, 0).pvalue)
+    right, other = first.predicted[0] == y, second.predicted[0] == y
+    assert (test["only_first"], test["only_second"]) == ((right & ~other).sum(), (other & ~right).sum())
+
+
+def test_runs_of_the_same_kind_have_different_labels(tmp_path):
+    runs = finished.read_runs([RESULTS / "mlp_from_scratch", RESULTS / "mlp_best"])
+    assert [result.label for result in runs] == ["NumPy MLP 784-256-128-10", "NumPy MLP 784-2048-1024-10"]
+    with pytest.raises(run.Error, match="not the folder of a finished run; name those in it: "):
+        finished.read_runs([RESULTS])
+    (tmp_path / "metrics.json").write_text('{"settings": {}}')
+    with pytest.raises(run.Error, match="not the folder of a training run, or damaged"):
+        finished.read_runs([tmp_path])

@@ -1,0 +1,1 @@
+"""Tools beside the three scripts, each one file: python -m extras.NAME"""

@@ -1,1 +1,0 @@
-"""The convolutional network in PyTorch: the network, its features, devices, figures."""
