@@ -9,22 +9,22 @@ python experiments.py search mlp              searches the MLP's settings
 python experiments.py heads                   classifiers on a CNN's features
 """
 
+import argparse
 import importlib
+import itertools
 import sys
 from pathlib import Path
 
 import joblib
-from tqdm import tqdm
 
 import run
-from studies import STUDIES, cnn, comparison, mlp, output
-from studies.runner import Runner
-from studies.study import SCRIPTS, Study, learning_rate_of, script_of, vary
+from studies import STUDIES, cnn, mlp, output
+from studies.runner import Comparison, Runner
+from studies.study import SCRIPTS, Study, learning_rate_of, script_of, value_of, vary
 
 ALL: bool = False  # run every study
 SEEDS: int = 0  # number of seeds; 0: each study's, 3 in a sweep
 EPOCHS: int = 0  # epochs of all runs; 0: each study's
-FIXED_LEARNING_RATE: bool = False  # one learning rate for all variants, not each variant's by validation
 QUICK: bool = False  # smoke test: 2 seeds, 1 epoch, one learning rate, a subset; not representative
 DATASET: str = ""  # as in the scripts; "": the script's
 PLAIN: bool = False  # sweep: start from the studies' plain baseline instead of the script's constants
@@ -34,7 +34,7 @@ DASK: str = ""  # address of a Dask scheduler; its workers: PYTHONPATH=. dask wo
 OUTPUT_DIR: str = ""  # "": runs/studies, or with --quick runs/studies/quick
 
 LIMITS = {"SEEDS": (0, 1000), "EPOCHS": (0, 10_000), "JOBS": (0, 1000)}
-COMMANDS = ("compare", "search", "heads")  # each a module of studies with a main(argv)
+COMMANDS = {"compare": "finished", "search": "search", "heads": "heads"}  # command: module of studies
 STORE = run.ROOT / "runs/studies/store"  # the finished runs of all studies
 BASELINES = {"mlp": mlp.PLAIN, "cnn": cnn.PLAIN, "hybrid": cnn.PLAIN}
 
@@ -59,31 +59,13 @@ def select(names):
     return [STUDIES[name] for name in dict.fromkeys(names)]
 
 
-def split(argv):
-    """(names, {"--vary": [[NAME, VALUE, ...], ...], "--set": ...}, the other flags) of a command line."""
-    names, others, groups = [], [], {"--vary": [], "--set": []}
-    words = names
-    for word in argv:
-        if word in groups:
-            words = []
-            groups[word].append(words)
-            continue
-        if word.startswith("--"):
-            words = others
-        words.append(word)
-    return names, groups, others
-
-
 def values_of(script, flag, name="", *texts):
     """(setting, values) of the words after --vary or --set; a tuple is 128-64 or none. Raises run.Error."""
     name = name.replace("-", "_").lower()
     default, values = vars(script_of(script).settings()).get(name, ""), []
     for text in texts:
         try:
-            if isinstance(default, tuple):
-                value = tuple(int(number) for number in text.split("-")) if text != "none" else ()
-            else:
-                value = {"yes": True, "no": False}[text] if isinstance(default, bool) else type(default)(text)
+            value = value_of(text, default)
         except (ValueError, KeyError):
             raise run.Error(f"{flag} {name} {text}: not a value of this setting, such as {default}") from None
         script_of(script).settings(**{name: value})  # raises for unknown settings and values
@@ -93,16 +75,15 @@ def values_of(script, flag, name="", *texts):
     return name, values
 
 
-def sweep(names, groups, s):
+def sweep(names, vary_words, set_words, plain):
     """The Study of `sweep SCRIPT --vary NAME VALUE ... [--set NAME VALUE]`. Raises run.Error."""
-    if len(names) != 1 or names[0] not in SCRIPTS or not 1 <= len(groups["--vary"]) <= 2:
+    if len(names) != 1 or names[0] not in SCRIPTS or not 1 <= len(vary_words) <= 2:
         text = "name a script and one or two settings, as in sweep mlp --vary dropout 0 0.2 0.4"
         raise run.Error(f"sweep: {text}; scripts: {', '.join(SCRIPTS)}")
     script = names[0]
-    factors = dict(values_of(script, "--vary", *words) for words in groups["--vary"])
-    held = dict(values_of(script, "--set", *words) for words in groups["--set"])
-    fixed = (BASELINES[script] if s.plain else {}) | {name: values[0] for name, values in held.items()}
-    variants = vary(**factors)
+    factors = dict(values_of(script, "--vary", *words) for words in vary_words)
+    held = {name: value for name, (value,) in (values_of(script, "--set", *words) for words in set_words)}
+    fixed, variants = (BASELINES[script] if plain else {}) | held, vary(**factors)
     for changes in variants.values():  # the learning rates to choose from are around each variant's own
         chosen = vars(script_of(script).settings(**fixed | changes))
         name = learning_rate_of(script, chosen)
@@ -113,38 +94,39 @@ def sweep(names, groups, s):
     return Study(name, question, script, variants, next(iter(variants)), fixed, seeds=3)
 
 
-def run_studies(studies, s):
-    """Run the studies one after the other, write their files and print their tables."""
-    folder = Path(s.output_dir or run.ROOT / ("runs/studies/quick" if s.quick else "runs/studies"))
-    with tqdm(unit="run", disable=None, leave=False, dynamic_ncols=True) as bar:
-        runner = Runner(STORE, s.jobs or joblib.cpu_count(), s.dask, s.fresh, bar.update)
-        comparisons = [comparison.Comparison(study, runner, s, folder / study.name) for study in studies]
-        bar.reset(total=sum(compared.num_runs for compared in comparisons))
-        for study, compared in zip(studies, comparisons, strict=True):
-            summary = output.write(folder / study.name, compared, compared.run())
-            tqdm.write(f"\n{study.question} ({output.about(summary)})\n{output.text_of(summary)}")
-            sys.stdout.flush()
-    print(f"tables, figures and runs are in {folder}; start with {folder / 'README.md'}")
+def studies_of(argv):
+    """(studies, settings) of a command line. Raises run.Error."""
+    names = list(itertools.takewhile(lambda word: not word.startswith("--"), argv))
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("--vary", "--set"):
+        parser.add_argument(name, nargs="*", action="append", default=[])
+    given, flags = parser.parse_known_args(argv[len(names) :])
+    s = run.parse(flags, sys.modules[__name__])
+    if names[:1] == ["sweep"]:
+        return [sweep(names[1:], given.vary, given.set, s.plain)], s
+    if given.vary or given.set or s.plain:
+        raise run.Error("--vary, --set, --plain: only for sweep, as in sweep mlp --vary dropout 0 0.2 0.4")
+    return list(STUDIES.values()) if s.all else select(names), s
 
 
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv and argv[0] in COMMANDS:
-        return importlib.import_module(f"studies.{argv[0]}").main(argv[1:])
-    names, groups, flags = split(argv)
-    s = run.parse(flags, sys.modules[__name__])
-    if names[:1] == ["sweep"]:
-        studies = [sweep(names[1:], groups, s)]
-    elif any(groups.values()) or s.plain:
-        raise run.Error("--vary, --set, --plain: only for sweep, as in sweep mlp --vary dropout 0 0.2 0.4")
-    else:
-        studies = list(STUDIES.values()) if s.all else select(names)
+        return importlib.import_module(f"studies.{COMMANDS[argv[0]]}").main(argv[1:])
+    studies, s = studies_of(argv)
     if not studies:
         return print(listing())
+    folder = Path(s.output_dir or run.ROOT / ("runs/studies/quick" if s.quick else "runs/studies"))
+    runner = Runner(STORE, s.jobs or joblib.cpu_count(), s.dask, s.fresh)
+    comparisons = [Comparison(study, runner, s, folder / study.name) for study in studies]
     try:
-        run_studies(studies, s)
+        for comparison in comparisons:
+            summary = output.write(folder / comparison.study.name, comparison, comparison.run())
+            print(f"\n{summary['question']} ({output.about(summary)})")
+            print(output.aligned(output.HEADER, output.tables(summary)[0]), flush=True)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("; finished runs are kept, and the same command continues") from None
+    print(f"tables, figures and runs are in {folder}; start with {folder / 'README.md'}")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
-"""Advice during the training of the NumPy MLP: dead neurons, vanishing gradients, steps that are too
-large."""
+"""Advice while the NumPy MLP trains: dead neurons, vanishing gradients, steps that are too large."""
 
 import copy
 
 import numpy as np
 
-# Fraction of dead neurons, size of a step relative to the weights (0.001 is usual, see the notes of Stanford's CS231n),
-# and norm of the first layer's gradient relative to that of the output layer, from which on there is advice
+# There is advice from these on: fraction of dead neurons; size of a step relative to the weights (0.001 is
+# usual, see the notes of Stanford's CS231n); norm of the first layer's gradient relative to the output's
 DEAD, LARGE_STEP, VANISHING = 0.25, 0.1, 1e-3
 
 
@@ -16,9 +15,8 @@ class Monitor:
     `history` is {"epoch": [...], "dead": [...], ...}. Except for the epoch, the entry of each epoch is a list
     by layer, from "hidden 1" to "output":
 
-        dead            fraction of neurons whose activation is the same for all of X, so that no gradient
-        changes them
-                        (hidden layers only)
+        dead            fraction of the neurons of a hidden layer whose activation is the same for all of X,
+                        so that no gradient changes them
         gradient_norm   norm of the gradient of the weights in the last step of the epoch
         update_ratio    norm of that step's change of the weights, relative to the norm of the weights
     """
@@ -58,10 +56,12 @@ class Monitor:
                 advice[f"{name} dead"] = f"{text}: {self.remedies(norm='batch', activation='leaky_relu')}"
         for name, step in zip(self.names, steps, strict=True):
             if step >= LARGE_STEP:
-                text = f"one step changed the weights of {name} by {step:.0%} (0.1 % is usual) at learning rate {lr:g}"
-                advice[f"{name} step"] = f"{text}: {large_step_advice(self.s)}"
+                text = f"a step changed the weights of {name} by {step:.0%}, 0.1 % is usual"
+                advice[f"{name} step"] = f"{text}, at learning rate {lr:g}: {large_step_advice(self.s)}"
         if norms[0] < VANISHING * norms[-1]:
-            text = f"vanishing gradient: its norm is {norms[-1]:.1e} at the output and {norms[0]:.1e} at {self.names[0]}"
+            text = (
+                f"vanishing gradient: norm {norms[-1]:.1e} at the output, {norms[0]:.1e} at the first layer"
+            )
             advice["vanishing"] = f"{text}: {self.remedies(activation='relu', norm='batch', init='he')}"
         if np.ptp(self.model.forward(self.X).argmax(axis=1)) == 0:
             advice["one class"] = (

@@ -140,7 +140,8 @@ def parse(argv, *modules):
     0 and 2. Raises Error for other mistakes.
     """
     name, about = Path(modules[0].__file__).name, modules[0].__doc__.split("\n")[0]
-    options = {"usage": f"python {name} [--flag value ...]", "description": about, "allow_abbrev": False}
+    program = call(os.path.relpath(modules[0].__file__, ROOT))
+    options = {"usage": f"python {program} [--flag value ...]", "description": about, "allow_abbrev": False}
     formatter = functools.partial(argparse.HelpFormatter, max_help_position=32)
     parser = argparse.ArgumentParser(name, formatter_class=formatter, **options)
     parser.error = lambda message: parser.exit(2, f"{name}: {message.removeprefix('argument ')}\n")
@@ -270,7 +271,7 @@ class RunFolder:
         while not (s.resume or s.output_dir) and self.path.exists():  # by a run that began in the same second
             self.path = self.path.with_name(self.path.name + "_")
         try:
-            if not s.resume and self.path.exists() and any(self.path.iterdir()):
+            if not s.resume and self.path.exists() and {*os.listdir(self.path)} - {".lock"}:
                 raise Error(f"{self.path}: is not empty; name a new folder, or give it to --resume")
             self.path.mkdir(parents=True, exist_ok=True)
             self.lock = filelock.FileLock(self.path / ".lock", timeout=0)
@@ -430,11 +431,16 @@ def summarize(all_metrics):
     return same | means | stds | {"by_seed": by_seed, "seeds": [m["settings"]["seed"] for m in all_metrics]}
 
 
+def call(script):
+    """What stands after `python` to run the file of a script."""
+    path = Path(script)
+    special = {"extras": f"-m extras.{path.stem}", "studies": f"experiments.py {path.stem}"}
+    return special.get(path.parent.name, shlex.quote(script))
+
+
 def command_line(*arguments):
     """The command line of this process, or of its script with other arguments."""
-    file = Path(sys.argv[0])
-    name = ["-m", f"extras.{file.stem}"] if file.parent.name == "extras" else [sys.argv[0]]
-    return shlex.join(["python", *name, *(arguments or sys.argv[1:])])
+    return f"python {call(sys.argv[0])} {shlex.join(arguments or sys.argv[1:])}".strip()
 
 
 def environment():

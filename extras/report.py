@@ -23,7 +23,7 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 import plots
 import run
 from studies import finished, output
-from studies.compare import curves as validation_curves
+from studies.finished import curves as validation_curves
 
 MISTAKES = 20  # wrong predictions shown of each run
 
@@ -97,24 +97,14 @@ def metrics_table(results, columns, caption):
 
 
 def comparison_table(comparisons):
-    header = ["first", "second", "difference (points)", "seeds", "p, paired t"]
-    header += ["only first right", "only second right", "p, McNemar"]
-    rows = []
-    for c in comparisons:
-        paired = [f"{c['points']:+.2f}", str(c["seeds"]), "-"]
-        if "p_t" in c:
-            paired[0] += f" ({c['low']:+.2f} to {c['high']:+.2f})"
-            paired[2] = finished.p_value(c["p_t"])
-        counts = [f"{c['only_first']:,}", f"{c['only_second']:,}", finished.p_value(c["p_mcnemar"])]
-        rows.append([c["first"], c["second"], *paired, *counts])
-    return Table("Differences in test accuracy, first minus second, with 95 % intervals", header, rows)
+    caption = "Differences in test accuracy, first minus second, with 95 % intervals"
+    return Table(caption, finished.HEADER, finished.rows_of(comparisons))
 
 
 def all_curves(results):
     """The validation curves of several runs in one figure."""
-    runs = [{"name": result.label, "histories": list(result.histories.values())} for result in results]
     caption = "Validation loss and accuracy; of several seeds the mean, and a band from lowest to highest."
-    return drawn(validation_curves(runs, results[0].images.name), caption)
+    return drawn(validation_curves(results, results[0].images.name), caption)
 
 
 def curves(result):

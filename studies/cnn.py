@@ -3,7 +3,7 @@
 Three seeds, at a smaller budget than the MLP's. `references` trains the networks of the similar projects.
 """
 
-from studies.study import Study, vary
+from studies.study import study, vary
 
 PLAIN = {"channels": (16, 32, 64), "pool_after": (1, 2, 3), "norm": "none", "epochs": 5, "batch_size": 128}
 PLAIN |= {"optimizer": "adam", "learning_rate": 0.003, "schedule": "cosine", "warmup": 0.1}
@@ -12,101 +12,34 @@ RATES = (0.001, 0.003, 0.01, 0.03)
 HIGHER = (*RATES, 0.1)  # with batch normalization, where 0.03 was chosen
 BATCH_NORM = {"norm": "batch"}
 
-
-def plain(name, question, variants, baseline, fixed=None, **options):
-    options = {"learning_rates": RATES, "seeds": 3} | options
-    return Study(name, question, "cnn", variants, baseline, PLAIN | (fixed or {}), **options)
-
-
-def initializations():
-    variants = {init: {"init": init} for init in ("he", "xavier", "random")}
-    normalized = BATCH_NORM | {"learning_rates": HIGHER}
-    return variants | {f"{init}, batch norm": normalized | {"init": init} for init in variants}
-
-
-STUDIES = (
-    plain("kernel_size", "How large should a CNN's kernels be?", vary(kernel_sizes=((3,), (5,), (7,))), "3"),
-    plain(
-        "filters",
-        "How many filters does a CNN need?",
-        vary(channels=((8, 16, 32), (16, 32, 64), (32, 64, 128), (64, 64, 64))),
-        baseline="16-32-64",
-        learning_rates=RATES[1:],
-    ),
-    plain(
-        "convolutions",
-        "How many convolutions does a CNN need?",
-        {
-            str(number): {"channels": (32,) * number, "pool_after": tuple(range(1, min(number, 3) + 1))}
-            for number in (1, 2, 3, 4, 5)
-        },
-        baseline="3",
-        note="Pooling follows the first three: with one or two, maps and classifier are larger.",
-    ),
-    plain(
-        "pooling",
-        "Which pooling, and where?",
-        {
-            "max": {},
-            "average": {"pool": "average"},
-            "max, then global average": {"global_pool": "average"},
-            "max after 2 and 3": {"pool_after": (2, 3)},
-            "max after 1 and 3": {"pool_after": (1, 3)},
-            "max after 1, then global average": {"pool_after": (1,), "global_pool": "average"},
-        },
-        baseline="max",
-    ),
-    plain(
-        "cnn_initialization",
-        "How should a CNN be initialized, with and without batch normalization?",
-        initializations(),
-        baseline="he",
-        baselines={"xavier, batch norm": "he, batch norm", "random, batch norm": "he, batch norm"},
-        claims={
-            "Choice: He initialization, not random": ("he", "random"),
-            "The same with batch norm": ("he, batch norm", "random, batch norm"),
-        },
-        note="Two factors vary: the initialization and batch normalization.",
-    ),
-    plain(
-        "cnn_dropout",
-        "How much dropout helps a CNN?",
-        vary(fc_dropout=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5)),
-        baseline="0",
-        claims={"Reported: dropout of 0.4, 91.57 to 92.40 % (here: a smaller CNN)": ("0.4", "0")},
-        fixed={"fc": (128,)},
-        note="In a fully connected layer of 128 neurons. The reported network is in references.",
-    ),
-    plain(
-        "cnn_augmentation",
-        "Does augmentation help a CNN?",
-        {
-            "none": {},
-            "flip": {"flip": True},
-            "shift 2": {"shift": 2},
-            "erase 8": {"erase": 8},
-            "all": {"flip": True, "shift": 2, "erase": 8},
-        },
-        baseline="none",
-        claims={"Reported: 0.65 points by augmentation (here: also erasing)": ("all", "none")},
-        fixed={**BATCH_NORM, "epochs": 8},
-        learning_rates=HIGHER,
-        note="With batch normalization; eight epochs.",
-    ),
-    plain(
-        "cnn_optimizer",
-        "Which optimizer trains a CNN best in five epochs?",
-        {
-            "adam": {},
-            "adamw": {"optimizer": "adamw", "weight_decay": 0.01},
-            "nesterov": {"optimizer": "nesterov", "learning_rates": (0.05, 0.15, 0.5)},
-        },
-        baseline="adam",
-        fixed=BATCH_NORM,
-        learning_rates=HIGHER,
-        note="With batch normalization.",
-    ),
-)
+KERNEL_SIZES = vary(kernel_sizes=((3,), (5,), (7,)))
+FILTERS = vary(channels=((8, 16, 32), (16, 32, 64), (32, 64, 128), (64, 64, 64)))
+CONVOLUTIONS = {str(n): {"channels": (32,) * n, "pool_after": (1, 2, 3)[:n]} for n in range(1, 6)}
+POOLING = {
+    "max": {},
+    "average": {"pool": "average"},
+    "max, then global average": {"global_pool": "average"},
+    "max after 2 and 3": {"pool_after": (2, 3)},
+    "max after 1 and 3": {"pool_after": (1, 3)},
+    "max after 1, then global average": {"pool_after": (1,), "global_pool": "average"},
+}
+INITIALIZATIONS = vary(init=("he", "xavier", "random"))
+NORMALIZED = BATCH_NORM | {"learning_rates": HIGHER}
+INITIALIZATIONS |= {f"{init}, batch norm": NORMALIZED | {"init": init} for init in INITIALIZATIONS}
+HE_BASELINES = {"xavier, batch norm": "he, batch norm", "random, batch norm": "he, batch norm"}
+DROPOUTS = vary(fc_dropout=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5))
+AUGMENTATIONS = {
+    "none": {},
+    "flip": {"flip": True},
+    "shift 2": {"shift": 2},
+    "erase 8": {"erase": 8},
+    "all": {"flip": True, "shift": 2, "erase": 8},
+}
+OPTIMIZERS = {
+    "adam": {},
+    "adamw": {"optimizer": "adamw", "weight_decay": 0.01},
+    "nesterov": {"optimizer": "nesterov", "learning_rates": (0.05, 0.15, 0.5)},
+}
 
 # The networks of similar projects, with their hyper-parameters as published. Of the first three, neither
 # learning rate nor epochs are: theirs is Adam with PyTorch's default learning rate, 10 epochs.
@@ -131,30 +64,26 @@ NETWORKS = {  # name: (network, hyper-parameters as published, fraction of valid
     "ladder v2": (LADDER_FC, ADAMW, 0.1, "92.54 %"),
     "ladder v3": (LADDER_FC | {"dropout": 0.1, "fc_dropout": 0.1}, ADAMW, 0.1, "93.19 %"),
 }
+REFERENCES = {}  # two variants of each network: as published, and with this project's recipe for 10 epochs
+for name, (network, published, val_fraction, _) in NETWORKS.items():
+    recipe = {"learning_rate": 0.02 if network.get("norm") == "none" else 0.2, "epochs": 10}
+    REFERENCES[f"{name}, as published"] = network | published | {"val_fraction": val_fraction}
+    REFERENCES[f"{name}, our recipe"] = network | recipe | {"val_fraction": val_fraction}
+AS_PUBLISHED = {f"{name}, our recipe": f"{name}, as published" for name in NETWORKS}
 
 
-def references():
-    """Two variants of each network: as published, and with this project's recipe for 10 epochs."""
-    variants = {}
-    for name, (network, published, val_fraction, _) in NETWORKS.items():
-        rate = {"learning_rate": 0.02 if network.get("norm") == "none" else 0.2}
-        variants[f"{name}, as published"] = network | published | {"val_fraction": val_fraction}
-        variants[f"{name}, our recipe"] = network | rate | {"epochs": 10, "val_fraction": val_fraction}
-    return variants
+def plain(name, variants, baseline, fixed=PLAIN, rates=RATES, seeds=3, **options):
+    return study(name, "cnn", variants, baseline, fixed, rates, seeds, **options)
 
 
-STUDIES += (
-    Study(
-        "references",
-        "How good are the CNNs of similar projects, as published and with our recipe?",
-        "cnn",
-        references(),
-        baseline="",
-        baselines={f"{name}, our recipe": f"{name}, as published" for name in NETWORKS},
-        seeds=1,
-        note="All settings vary. The ladder trains on 54,000 images, the others on 48,000. Our recipe: this "
-        "project's defaults, 10 epochs, learning rate 0.2, and 0.02 without batch normalization. Of the "
-        "networks with five convolutions, neither learning rate nor epochs are published: 0.001 and 10 are "
-        "chosen here.",
-    ),
+STUDIES = (
+    plain("kernel_size", KERNEL_SIZES, "3"),
+    plain("filters", FILTERS, "16-32-64", rates=RATES[1:]),
+    plain("convolutions", CONVOLUTIONS, "3"),
+    plain("pooling", POOLING, "max"),
+    plain("cnn_initialization", INITIALIZATIONS, "he", baselines=HE_BASELINES),
+    plain("cnn_dropout", DROPOUTS, "0", PLAIN | {"fc": (128,)}),
+    plain("cnn_augmentation", AUGMENTATIONS, "none", PLAIN | BATCH_NORM | {"epochs": 8}, HIGHER),
+    plain("cnn_optimizer", OPTIMIZERS, "adam", PLAIN | BATCH_NORM, HIGHER),
+    plain("references", REFERENCES, "", {}, (), 1, baselines=AS_PUBLISHED),
 )

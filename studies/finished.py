@@ -1,4 +1,9 @@
-"""Finished runs, read from their folders, and compared by paired tests."""
+"""Finished runs, read from their folders and compared; `python -m extras.report` makes a page of them.
+
+    python experiments.py compare runs/mlp_from_scratch/A runs/hybrid_train/B
+
+Runs are compared over the seeds that both have (paired t test), and image by image by one seed (McNemar's).
+"""
 
 import functools
 import itertools
@@ -9,8 +14,13 @@ from pathlib import Path
 import numpy as np
 
 import data
+import plots
 import run
+from studies.output import aligned, percent
 from studies.statistics import correct, mcnemar, paired_test
+
+HEADER = ["first", "second", "difference (points)", "seeds", "p, paired t"]
+HEADER += ["only first right", "only second right", "p, McNemar"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +53,7 @@ class FinishedRun:
             del s["data_dir"]
         if s.get("image_size") == ():  # in files of earlier versions
             del s["image_size"]
-        images = load(tuple(s.items()))
+        images = load_images(tuple(s.items()))
         if images.name != self.metrics["dataset"]:
             raise run.Error(f"{self.path}: was trained on {self.metrics['dataset']}, found {images.name}")
         return images
@@ -51,15 +61,10 @@ class FinishedRun:
     @functools.cached_property
     def probabilities(self):
         """{seed: probabilities (N, classes) of the test images}. Raises run.Error."""
-        found, shape = {}, (len(self.images.test.y), len(self.images.classes))
-        for seed, folder in self.folders.items():
-            path = folder / "test_probabilities.npy"
-            try:
-                found[seed] = np.load(path, allow_pickle=False).astype(np.float64)
-                if found[seed].shape != shape:
-                    raise ValueError(f"its shape is {found[seed].shape}, expected {shape}")
-            except (OSError, ValueError) as error:
-                raise run.Error(f"{path}: cannot be read ({error})") from None
+        paths = {seed: folder / "test_probabilities.npy" for seed, folder in self.folders.items()}
+        found = {seed: np.load(path).astype(np.float64) for seed, path in paths.items()}
+        if {len(values) for values in found.values()} != {len(self.images.test.y)}:
+            raise run.Error(f"{self.path}: was tested on other images than are found now")
         return found
 
     @property
@@ -69,7 +74,7 @@ class FinishedRun:
 
 
 @functools.lru_cache(maxsize=2)
-def load(chosen):
+def load_images(chosen):
     return data.load(**dict(chosen))
 
 
@@ -124,8 +129,8 @@ def same_test_images(first, second):
     return np.array_equal(a.X, b.X) and np.array_equal(a.y, b.y)
 
 
-def compare(runs, pairs=None):
-    """A dict for each pair of runs with the same test images, or of `pairs`. Raises run.Error.
+def compare(runs):
+    """A dict for each pair of runs with the same test images. Raises run.Error.
 
     "first", "second": labels. "points", "std", "low", "high", "p_t": the paired t test over the "seeds" that
     both have; where these are fewer than two, only "points". "only_first", "only_second", "p_mcnemar":
@@ -133,7 +138,7 @@ def compare(runs, pairs=None):
     p values are corrected (Holm).
     """
     comparisons = []
-    for first, second in pairs or itertools.combinations(runs, 2):
+    for first, second in itertools.combinations(runs, 2):
         if not same_test_images(first, second):
             continue
         common = [seed for seed in first.folders if seed in second.folders]
@@ -150,3 +155,46 @@ def compare(runs, pairs=None):
     for name in ("p_t", "p_mcnemar"):
         correct(comparisons, name, name)
     return comparisons
+
+
+def rows_of(comparisons):
+    """The rows of HEADER, of the dicts that `compare` returns."""
+    rows = []
+    for c in comparisons:
+        paired = [f"{c['points']:+.2f}", str(c["seeds"]), "-"]
+        if "p_t" in c:
+            paired[0] += f" ({c['low']:+.2f} to {c['high']:+.2f})"
+            paired[2] = p_value(c["p_t"])
+        counts = [f"{c['only_first']:,}", f"{c['only_second']:,}", p_value(c["p_mcnemar"])]
+        rows.append([c["first"], c["second"], *paired, *counts])
+    return rows
+
+
+def curves(runs, title):
+    """Validation loss and accuracy by epoch: the mean over the seeds, a band from lowest to highest."""
+    fig, axes = plots.figure(f"Validation loss and accuracy by epoch\n{title}", 9, 4.2, ncols=2)
+    panels = ("val_loss", 1, "validation loss"), ("val_accuracy", 100, "validation accuracy (%)")
+    for ax, (column, factor, ylabel) in zip(axes[0], panels, strict=True):
+        late = []  # after the first tenth; sets the range
+        for number, result in enumerate(runs):
+            histories = [history[column] for history in result.histories.values()]
+            epochs = min(map(len, histories))
+            values = factor * np.array([history[:epochs] for history in histories])  # (seeds, epochs)
+            x, color = np.arange(1, epochs + 1), plots.SERIES[number % len(plots.SERIES)]
+            ax.plot(x, values.mean(axis=0), "o-" if epochs == 1 else "-", color=color, label=result.label)
+            ax.fill_between(x, values.min(axis=0), values.max(axis=0), color=color, alpha=0.2, linewidth=0)
+            late += [values[:, epochs // 10 :].min(), values[:, epochs // 10 :].max()]
+        margin = 0.06 * (max(late) - min(late)) + 1e-6
+        ax.set(xlabel="epoch", ylabel=ylabel, ylim=(min(late) - margin, max(late) + margin))
+        ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+        ax.grid(alpha=0.25)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), ncols=2, **plots.LEGEND)
+    return fig
+
+
+def main(paths):
+    """Print the accuracies of the runs in the folders `paths`, and their differences."""
+    runs, names = read_runs(paths), ("val_accuracy", "test_accuracy")
+    rows = [[r.label, len(r.folders), *(percent(r.metrics, name) for name in names)] for r in runs]
+    print(aligned(["run", "seeds", "validation", "test"], rows))
+    print(aligned(HEADER, rows_of(compare(runs))))

@@ -28,7 +28,7 @@ import hybrid_train
 import mlp_from_scratch as mlp
 import plots
 import run
-from studies import output
+from studies import output, tables
 from studies.statistics import correct, mcnemar, paired_test
 
 BACKBONES: str = ""  # folder of a finished run of hybrid_train.py with --seeds; "" trains new ones
@@ -225,9 +225,5 @@ def main(argv):
     metrics = {"dataset": images.name, **images.sizes, "seeds": list(seeds), "heads": heads, "tests": tests}
     metrics |= {"chosen": chosen, "settings": vars(s), "command": run.command_line(), **run.environment()}
     run.write(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-    keys = ("val_accuracy", "test_accuracy")
-    rows = [[name, *(output.percent(m, key) for key in keys)] for name, m in heads.items()]
-    print("\n" + output.aligned(["classifier", "validation", "test"], rows))
-    rows = [[test["head"], test["against"], *output.difference(test)] for test in tests]
-    print(output.aligned(["classifier", "compared with", "difference in points", "p"], rows))
+    print(f"\n{tables.heads(metrics)}\n{tables.head_tests(metrics)}")
     print(f"metrics.json, study.png and label_errors.png are in {folder}")

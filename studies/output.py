@@ -2,36 +2,23 @@
 
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 
 import plots
 import run
 from studies import STUDIES
-from studies.comparison import COLUMNS, not_learned, summarize, tests_of
-from studies.statistics import interval
+from studies.runner import COLUMNS
+from studies.statistics import interval, not_learned, summarize, tests_of
 
-INTRODUCTION = """# Studies
-
-Made by `python experiments.py`; the numbers are in each folder's `runs.csv` and `summary.json`.
-
-Most studies change one factor of a plain baseline (`PLAIN` in `studies/mlp.py` and `studies/cnn.py`).
-Validation chooses the learning rate of every variant, with the first seed, except where a study says
-otherwise; "(edge)" marks the lowest or highest of those to choose from. The test images choose nothing.
-Accuracies are mean ± standard deviation over the seeds, which are the same for all variants. A difference is
-that in test accuracy to the baseline, paired over the seeds, with its 95 % interval (Student's t,
-uncorrected); p is that of the paired t test, corrected for all tests of a study (Holm). With few seeds, small
-differences remain undetected. Variants of which only some seeds have learned anything are not tested. The
-last column is the time of a run on one thread. Below a study: what similar projects report, from single runs,
-or have chosen.
-"""
+INTRODUCTION = Path(__file__).with_name("introduction.md")  # of README.md
 HEADER = ["variant", "learning rate", "validation", "test", "difference in points", "p", "on training images"]
 HEADER += ["seconds"]
 CLAIMS = ["of similar projects", "difference in points", "p"]
 AXES = {"train_size": "training images", "label_noise": "fraction of wrong training labels"}
 AXES |= {"seconds": "training time (s), one thread"}
-COLORS = {"mlp": plots.MODEL_COLORS["NumPy MLP"], "cnn": plots.MODEL_COLORS["CNN"]}
-COLORS |= {"hybrid": plots.MODEL_COLORS["CNN features + NumPy MLP"]}
+COLORS = dict(zip(("mlp", "cnn", "hybrid"), plots.MODEL_COLORS.values(), strict=False))
 RANGE = 12  # points below the best variant; poorer ones are at the edge of a figure
 
 
@@ -98,9 +85,9 @@ def tables(summary):
 
 
 def markdown(header, rows):
-    lines = [header, ["---"] * len(header), *rows]
-    lines = [[str(cell).replace("|", "/") for cell in line] for line in lines]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    table = [header, ["---"] * len(header), *rows]
+    lines = [" | ".join(str(cell).replace("|", "/") for cell in row) for row in table]
+    return "".join(f"| {line} |\n" for line in lines)
 
 
 def aligned(header, rows):
@@ -109,12 +96,6 @@ def aligned(header, rows):
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]
     return "\n".join(line.rstrip() for line in lines) + "\n"
-
-
-def text_of(summary):
-    """The tables of a study, for the terminal."""
-    rows, claims = tables(summary)
-    return aligned(HEADER, rows) + (aligned(CLAIMS, claims) if claims else "")
 
 
 def about(summary):
@@ -143,7 +124,8 @@ def readme(folder):
     index = [[f"[{s['name']}](#{s['name']})", s["question"]] for s in summaries]
     if (folder / "heads/README.md").exists():
         index.append(["[heads](heads/README.md)", "Which classifier is best on a CNN's features?"])
-    return "\n".join([INTRODUCTION, markdown(["study", "question"], index), *map(section, summaries)])
+    start = [INTRODUCTION.read_text(encoding="utf-8"), markdown(["study", "question"], index)]
+    return "\n".join([*start, *map(section, summaries)])
 
 
 # ---- figures

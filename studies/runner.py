@@ -1,6 +1,10 @@
-"""Runs the trainings of studies in several processes. Each result is a JSON file, found by its settings."""
+"""Runs studies: a learning rate for each variant, then all seeds, in several processes.
+
+Each result is a JSON file, found by its settings; those of a study are runs.csv.
+"""
 
 import contextlib
+import csv
 import functools
 import io
 import json
@@ -8,8 +12,6 @@ import signal
 import sys
 import tempfile
 import threading
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,33 +22,24 @@ from tqdm import tqdm
 
 import data
 import run
+from studies import cnn, mlp
 from studies.study import learning_rate_of, script_of
 
 RESULTS = ("val_accuracy", "test_accuracy", "test_loss", "test_ece", "parameters", "seconds")
 FULL_SPLIT = 48_000  # training images for which the studies' numbers of images are meant
+RESERVED = ("learning_rates", "script", "group", "from_backbone")  # of a variant: not settings
+WITH_HEAD = ("hybrid", "transfer")  # scripts that may train a head, for head_epochs
+COLUMNS = ["variant", "stage", "seed", "learning_rate", "epochs", "parameters", "val_accuracy"]
+COLUMNS += ["test_accuracy", "test_loss", "test_ece", "train_eval_accuracy", "seconds", "message"]
 QUIET = {"figures": False, "save_weights": False, "tta": "none"}  # settings of all runs
 
 
-@dataclass(frozen=True)
-class Job:
-    """A training run: a script with all its settings; of a hybrid perhaps the job that trains its CNN."""
-
-    script: str
-    settings: dict
-    dataset: SimpleNamespace  # name, fingerprint, image_shape, train_size, num_classes
-    key: str
-    backbone: "Job | None" = None
-    is_backbone: bool = False
-
-    @property
-    def learning_rate(self):
-        return self.settings[learning_rate_of(self.script, self.settings)]
-
-
 def make_job(script, changes, backbone=None, is_backbone=False):
-    """The Job of a script with settings that differ from its defaults. Raises run.Error for impossible ones.
+    """A training run: a script with settings that differ from its defaults. Raises run.Error.
 
-    In a smoke test, a study's number of training images is scaled to the subset.
+    A namespace: script, settings, learning_rate, dataset (name, fingerprint, image_shape, train_size,
+    num_classes), key, is_backbone, and of a hybrid perhaps its backbone, the job that trains its CNN. In a
+    smoke test, a study's number of training images is scaled to the subset.
     """
     module = script_of(script)
     s = module.settings(**QUIET | changes)
@@ -58,7 +51,10 @@ def make_job(script, changes, backbone=None, is_backbone=False):
     made_from = [script, run.training_settings(s), dataset.fingerprint, is_backbone]
     made_from.append(backbone.key if backbone else "")
     key = run.digest(np.frombuffer(json.dumps(made_from).encode(), np.uint8))
-    return Job(script, vars(s), dataset, key, backbone, is_backbone)
+    job = SimpleNamespace(script=script, settings=vars(s), dataset=dataset, key=key)
+    job.backbone, job.is_backbone = backbone, is_backbone
+    job.learning_rate = job.settings[learning_rate_of(script, job.settings)]
+    return job
 
 
 def data_settings(settings):
@@ -66,16 +62,16 @@ def data_settings(settings):
     return tuple((name.lower(), settings[name.lower()]) for name in run.constants(data))
 
 
-@functools.cache
-def describe(chosen):
-    images = data.load(SimpleNamespace(**dict(chosen)))
-    about = {"name": images.name, "fingerprint": images.fingerprint(), "image_shape": images.image_shape}
-    return SimpleNamespace(train_size=len(images.train.y), num_classes=len(images.classes), **about)
-
-
 @functools.lru_cache(maxsize=1)  # the next run of a process mostly has the same images
 def load_images(chosen):
     return data.load(SimpleNamespace(**dict(chosen)))
+
+
+@functools.cache
+def describe(chosen):
+    images = load_images(chosen)
+    about = {"name": images.name, "fingerprint": images.fingerprint(), "image_shape": images.image_shape}
+    return SimpleNamespace(train_size=len(images.train.y), num_classes=len(images.classes), **about)
 
 
 def one_thread():
@@ -118,17 +114,19 @@ def start_process():
 class Runner:
     """Runs jobs in `num_jobs` processes, or on a Dask scheduler's workers, and keeps their rows in `folder`.
 
-    fresh: rows of earlier commands are not used. on_row() is called for each row.
+    fresh: rows of earlier commands are not used.
     """
 
-    def __init__(self, folder, num_jobs=1, dask="", fresh=False, on_row=lambda: None):
-        self.folder, self.fresh, self.on_row, self.finished = Path(folder).resolve(), fresh, on_row, {}
+    def __init__(self, folder, num_jobs=1, dask="", fresh=False):
+        self.folder, self.fresh, self.finished = Path(folder).resolve(), fresh, {}
         self.folder.mkdir(parents=True, exist_ok=True)
         self.backend = {"backend": "loky", "n_jobs": num_jobs, "initializer": start_process}
-        if num_jobs == 1:
-            self.backend = {"backend": "sequential"}
         if dask:
-            self.client = connect(dask)  # joblib uses the client that was made last
+            try:
+                from distributed import Client
+            except ImportError:
+                raise run.Error("--dask: needs another package: pip install distributed") from None
+            self.client = Client(dask, timeout="10s")  # joblib uses the client that was made last
             self.backend = {"backend": "dask", "n_jobs": -1}
 
     def is_finished(self, job):
@@ -141,32 +139,140 @@ class Runner:
         """{key: row} of the jobs: of those that are finished, and of the others after running them."""
         waiting = {job.key: job for job in jobs if not self.is_finished(job)}
         backbones = {job.backbone.key: job.backbone for job in waiting.values() if job.backbone}
-        for _ in range(len(jobs) - len(waiting)):
-            self.on_row()
-        for batch in ([job for job in backbones.values() if not self.is_finished(job)], waiting.values()):
-            for job, row in self.train(batch) if batch else ():
-                run.write(self.folder / f"{job.key}.json", json.dumps(row) + "\n")
-                self.finished[job.key] = row
-                self.on_row()
+        self.train([job for job in backbones.values() if not self.is_finished(job)])
+        self.train(waiting.values())
         return {job.key: self.finished[job.key] for job in jobs}
 
     def train(self, jobs):
-        """Yield (job, row) as the runs end. Raises what a run raises, and run.Error if a process dies."""
+        """Run the jobs, and write each row as its run ends. Raises what a run raises."""
         calls = (joblib.delayed(execute)(job, self.folder) for job in jobs)
-        try:
-            with joblib.parallel_config(**self.backend):
-                pool = joblib.Parallel(return_as="generator_unordered", batch_size=1, pre_dispatch="n_jobs")
-                with contextlib.closing(pool(calls)) as results:
-                    yield from results
-        except BrokenProcessPool:
-            reason = "a process died, perhaps for lack of memory: use fewer --jobs"
-            raise run.Error(f"{reason}; finished runs are kept, and the same command continues") from None
+        with joblib.parallel_config(**self.backend):
+            pool = joblib.Parallel(return_as="generator_unordered", batch_size=1, pre_dispatch="n_jobs")
+            with contextlib.closing(pool(calls)) as results:
+                for job, row in tqdm(results, total=len(jobs), unit="run", disable=None, leave=False):
+                    run.write(self.folder / f"{job.key}.json", json.dumps(row) + "\n")
+                    self.finished[job.key] = row
 
 
-def connect(address):
-    """A client of the Dask scheduler at an address."""
-    try:
-        from distributed import Client
-    except ImportError:
-        raise run.Error("--dask: needs another package: pip install distributed") from None
-    return Client(address, timeout="10s")
+# ---- studies
+
+
+def variants_of(study, options):
+    """Namespaces of the variants of a study. options: namespace with epochs and quick.
+
+    label, script, changes, group, from_backbone; learning_rates: those to choose from, or (None,) for that of
+    the settings.
+    """
+    variants = []
+    for label, given in study.variants.items():
+        script, own = given.get("script", study.script), {k: v for k, v in given.items() if k not in RESERVED}
+        changes = study.fixed | own | (epochs_of(script, options) if study.x != "seconds" else {})
+        rates = tuple(sorted(given.get("learning_rates", study.learning_rates))) or (None,)
+        if learning_rate_of(script, changes) in own:
+            rates = (None,)
+        elif options.quick:
+            rates = (rates[len(rates) // 2],)
+        variant = SimpleNamespace(label=label, script=script, changes=changes, learning_rates=rates)
+        variant.group, variant.from_backbone = given.get("group", ""), given.get("from_backbone", False)
+        variants.append(variant)
+    return variants
+
+
+def epochs_of(script, options):
+    """The settings by which --epochs and --quick change the epochs of a script."""
+    names = ("epochs", "head_epochs") if script in WITH_HEAD else ("epochs",)
+    epochs = options.epochs or (1 if options.quick else 0)
+    return dict.fromkeys(names, epochs) if epochs else {}
+
+
+class Comparison:
+    """The runs of one study. folder: that of its runs.csv, whose rows are not run again unless runner.fresh.
+
+    options: namespace with seeds, epochs, quick and dataset. Raises run.Error for impossible settings.
+    """
+
+    def __init__(self, study, runner, options, folder):
+        self.study, self.runner, self.variants = study, runner, variants_of(study, options)
+        self.seeds = range(options.seeds or (min(2, study.seeds) if options.quick else study.seeds))
+        self.overrides = {"dataset": options.dataset} if options.dataset else {}
+        self.overrides |= {"quick": True} if options.quick else {}
+        self.backbones = {}
+        if study.backbone:
+            changes = study.backbone | epochs_of("cnn", options) | self.overrides
+            for seed in self.seeds:
+                self.backbones[seed] = make_job("cnn", changes | {"seed": seed}, is_backbone=True)
+        jobs = [self.job(variant, variant.learning_rates[0], 0) for variant in self.variants]
+        self.dataset = jobs[0].dataset
+        self.known = {} if runner.fresh else known_rows(folder, self.variants, self.dataset.name)
+
+    def job(self, variant, rate, seed):
+        changes = variant.changes | self.overrides | {"seed": seed}
+        if rate is not None:
+            changes[learning_rate_of(variant.script, changes)] = rate
+        frozen = variant.script == "hybrid" and changes.get("training", "frozen") == "frozen"
+        backbone = self.backbones.get(seed) if frozen or variant.from_backbone else None
+        return make_job(variant.script, changes, backbone)
+
+    def run(self):
+        """All rows of runs.csv. Of learning rates that are equal on validation, the smallest is chosen."""
+        tuned = [variant for variant in self.variants if len(variant.learning_rates) > 1]
+        cells = [(variant, rate, self.seeds[0]) for variant in tuned for rate in variant.learning_rates]
+        tuning, chosen = self.rows("tuning", cells), {}
+        for variant in self.variants:
+            rows = [row for row in tuning if row["variant"] == variant.label]
+            best = max(rows, key=lambda row: row.get("val_accuracy", -1.0), default=None)
+            chosen[variant.label] = best["learning_rate"] if best else variant.learning_rates[0]
+        final = self.rows("final", [(v, chosen[v.label], seed) for v in self.variants for seed in self.seeds])
+        backbones = []
+        for seed, job in self.backbones.items():
+            if job.key in self.runner.finished:  # not if all other rows were known
+                row = {"variant": "backbone", "stage": "backbone", "seed": seed}
+                row["learning_rate"] = job.learning_rate
+                backbones.append(row | self.runner.finished[job.key])
+        return backbones + tuning + final
+
+    def rows(self, stage, cells):
+        """A row of runs.csv for each of the cells (variant, learning rate, seed)."""
+        jobs, rows = [self.job(*cell) for cell in cells], []
+        for (variant, _, seed), job in zip(cells, jobs, strict=True):
+            row = {"variant": variant.label, "stage": stage, "seed": seed, "learning_rate": job.learning_rate}
+            rows.append(row | self.known.get(key_of(row), {}))
+        missing = [(row, job) for row, job in zip(rows, jobs, strict=True) if key_of(row) not in self.known]
+        results = self.runner.rows([job for _, job in missing])
+        for row, job in missing:
+            row |= results[job.key]
+            for name in [name for name in row if stage == "tuning" and "test" in name]:
+                del row[name]  # nobody chooses by test results
+        return rows
+
+
+def key_of(row):
+    return row["variant"], row["stage"], row["seed"], f"{row['learning_rate']:g}"
+
+
+def known_rows(folder, variants, dataset):
+    """{key_of(row): row} of the runs.csv in `folder`, of the variants that have the same settings there."""
+    if not (folder / "summary.json").exists():
+        return {}
+    summary = run.read_json(folder / "summary.json")
+    if summary["dataset"] != dataset:
+        return {}
+    settings = {label: result["settings"] for label, result in summary["variants"].items()}
+    same = [v.label for v in variants if v.label in settings and is_same(v, settings[v.label])]
+    return {key_of(row): row for row in read_rows(folder / "runs.csv") if row["variant"] in same}
+
+
+def is_same(variant, earlier):
+    """Whether a variant has the settings of a summary.json; earlier ones call the plain baseline a recipe."""
+    if earlier.pop("recipe", "") == "plain":
+        earlier = (mlp.PLAIN if variant.script == "mlp" else cnn.PLAIN) | earlier
+    return json.dumps(earlier, sort_keys=True) == json.dumps(variant.changes, sort_keys=True)
+
+
+def read_rows(path):
+    """The rows of a runs.csv, with numbers for texts, without empty cells."""
+    with open(path, newline="", encoding="utf-8") as file:
+        table = list(csv.DictReader(file))
+    whole, texts = ("seed", "epochs", "parameters"), ("variant", "stage", "message")
+    kinds = dict.fromkeys(whole, int) | dict.fromkeys(texts, str)
+    return [{name: kinds.get(name, float)(cell) for name, cell in row.items() if cell} for row in table]

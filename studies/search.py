@@ -4,7 +4,7 @@
 
 All trials have the same seed and one thread; the first one has the script's own values. The test images are
 never used. The folder gets trials.csv, best.json, Optuna's figures and search.db, Optuna's storage, from
-which the same command continues.
+which the same command continues. Another dataset or number of epochs is another search in the same storage.
 """
 
 import contextlib
@@ -22,70 +22,63 @@ import data
 import run
 from studies.output import save_figure
 from studies.runner import one_thread
-from studies.study import command, label, script_of
+from studies.study import command, label, script_of, value_of
 
 TRIALS: int = 60  # number of trials, those of an earlier call included
 EPOCHS: int = 15  # epochs of each trial that is not stopped early
-MINUTES: float = 0.0  # start no further trial after this many minutes; 0: no limit
 SEED: int = 0  # seed of the search and of every training
 OUTPUT_DIR: str = ""  # "": runs/studies/search_SCRIPT, or with --quick runs/studies/quick/search_SCRIPT
 
-LIMITS = {"TRIALS": (1, 100_000), "EPOCHS": (1, 10_000), "MINUTES": (0, 1_000_000), "SEED": (0, 2**31 - 1)}
+LIMITS = {"TRIALS": (1, 100_000), "EPOCHS": (1, 10_000), "SEED": (0, 2**31 - 1)}
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+
+# ---- what is searched: edit here. The range of a number, or values as they are called in a study: 256-128
+
+SPACES = {
+    "mlp": {
+        "learning_rate": {"low": 0.0003, "high": 0.03, "log": True},
+        "hidden": ("128", "256-128", "256-256", "512-256", "512-512", "512-256-128"),
+        "dropout": {"low": 0.0, "high": 0.5},
+        "weight_decay": {"low": 0.001, "high": 0.3, "log": True},
+        "batch_size": ("64", "128", "256", "512"),
+        "activation": ("relu", "leaky_relu", "tanh", "gelu"),
+        "norm": ("none", "batch", "layer"),
+        "label_smoothing": {"low": 0.0, "high": 0.2},
+        "schedule": ("constant", "cosine", "linear"),
+        "warmup": {"low": 0.0, "high": 0.3},
+        "flip": ("no", "yes"),
+        "shift": ("0", "1", "2"),
+    },
+    "cnn": {
+        "learning_rate": {"low": 0.03, "high": 1.0, "log": True},
+        "channels": ("16-32-64-64-128", "24-48-96-96-192", "32-64-128-128-256"),
+        "batch_size": ("128", "256", "512"),
+        "activation": ("relu", "leaky_relu", "gelu"),
+        "weight_decay": {"low": 0.00005, "high": 0.005, "log": True},
+        "dropout": {"low": 0.0, "high": 0.3},
+        "label_smoothing": {"low": 0.0, "high": 0.2},
+        "schedule": ("cosine", "linear"),
+        "shift": ("0", "1", "2"),
+        "erase": ("0", "8", "12"),
+    },
+}
 
 
-# ---- what is searched: edit here. number() and one_of() add a setting to those of the trial
-
-
-def mlp_space(number, one_of):
-    number("learning_rate", 0.0003, 0.03, log=True)
-    one_of("hidden", (128,), (256, 128), (256, 256), (512, 256), (512, 512), (512, 256, 128))
-    number("dropout", 0.0, 0.5)
-    number("weight_decay", 0.001, 0.3, log=True)
-    one_of("batch_size", 64, 128, 256, 512)
-    one_of("activation", "relu", "leaky_relu", "tanh", "gelu")
-    one_of("norm", "none", "batch", "layer")
-    number("label_smoothing", 0.0, 0.2)
-    one_of("schedule", "constant", "cosine", "linear")
-    number("warmup", 0.0, 0.3)
-    one_of("flip", False, True)
-    one_of("shift", 0, 1, 2)
-
-
-def cnn_space(number, one_of):
-    number("learning_rate", 0.03, 1.0, log=True)
-    one_of("channels", (16, 32, 64, 64, 128), (24, 48, 96, 96, 192), (32, 64, 128, 128, 256))
-    one_of("batch_size", 128, 256, 512)
-    one_of("activation", "relu", "leaky_relu", "gelu")
-    number("weight_decay", 0.00005, 0.005, log=True)
-    number("dropout", 0.0, 0.3)
-    number("label_smoothing", 0.0, 0.2)
-    one_of("schedule", "cosine", "linear")
-    one_of("shift", 0, 1, 2)
-    one_of("erase", 0, 8, 12)
-
-
-SPACES = {"mlp": mlp_space, "cnn": cnn_space}
-
-
-def settings_of(trial, space):
+def settings_of(trial, script):
     """The settings of a trial; numbers have three digits, so that a command can repeat them."""
-    settings = {}
-
-    def number(name, low, high, log=False):
-        settings[name] = float(f"{trial.suggest_float(name, low, high, log=log):.3g}")
-
-    def one_of(name, *values):
-        labels = {label(value): value for value in values}
-        settings[name] = labels[trial.suggest_categorical(name, list(labels))]
-
-    space(number, one_of)
+    settings, own = {}, vars(script_of(script).settings())
+    for name, space in SPACES[script].items():
+        if isinstance(space, dict):
+            settings[name] = float(f"{trial.suggest_float(name, **space):.3g}")
+        else:
+            settings[name] = value_of(trial.suggest_categorical(name, space), own[name])
     return settings
 
 
 def validation_accuracy(trial, script, fixed, images):
     """After a whole training. Raises optuna.TrialPruned for poor trials, and for those that diverge."""
     module = script_of(script)
-    s = module.settings(**fixed | settings_of(trial, SPACES[script]))
+    s = module.settings(**fixed | settings_of(trial, script))
 
     def report(history):
         trial.report(history["val_accuracy"][-1], len(history["epoch"]))
@@ -102,61 +95,57 @@ def validation_accuracy(trial, script, fixed, images):
 
 
 def search(script, s, fixed, images):
-    """Optuna's study in the folder s.output_dir, after what was left of its trials. Raises run.Error."""
-    path, space = Path(s.output_dir, "search.db"), SPACES[script]
+    """Optuna's study in the folder s.output_dir, after what was left of its trials."""
+    path = Path(s.output_dir, "search.db")
     path.parent.mkdir(parents=True, exist_ok=True)
     pruner = optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=s.epochs // 3, n_min_trials=5)
     options = {"storage": f"sqlite:///{path.as_posix()}", "load_if_exists": True, "direction": "maximize"}
-    study = optuna.create_study(study_name=script, pruner=pruner, **options)
-    made_from = json.loads(json.dumps(fixed))
-    if (earlier := study.user_attrs.get("made_from", made_from)) != made_from:
-        raise run.Error(f"{path}: is of a search with {earlier}; name another --output-dir")
-    study.set_user_attr("made_from", made_from)
-    finished = study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED))
+    study = optuna.create_study(study_name=f"{script} {json.dumps(fixed)}", pruner=pruner, **options)
+    finished = study.get_trials(states=FINISHED)
     study.sampler = optuna.samplers.TPESampler(seed=s.seed + len(finished), n_startup_trials=10)
     if not finished:
         own = vars(script_of(script).settings())
         own = {name: value if type(value) is float else label(value) for name, value in own.items()}
         with contextlib.suppress(ValueError):  # a value that is not in the space
-            settings_of(FixedTrial(own), space)
+            settings_of(FixedTrial(own), script)
             study.enqueue_trial(own)
-    options = {"timeout": 60 * s.minutes or None, "show_progress_bar": sys.stderr.isatty()}
     function = functools.partial(validation_accuracy, script=script, fixed=fixed, images=images)
-    study.optimize(function, n_trials=max(0, s.trials - len(finished)), **options)
+    left = max(0, s.trials - len(finished))
+    study.optimize(function, n_trials=left, show_progress_bar=sys.stderr.isatty())
     return study
 
 
 def write(study, script, fixed, folder):
     """Write trials.csv, best.json and the figures; return the content of best.json. Raises run.Diverged."""
     rows, names = [], list(study.trials[0].params)
-    for trial in study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED)):
+    for trial in study.get_trials(states=FINISHED):
         about = [trial.number, trial.state.name.lower(), trial.value, len(trial.intermediate_values)]
         rows.append([*about, *(trial.params[name] for name in names), trial.user_attrs.get("message", "")])
     header = ["trial", "state", "val_accuracy", "epochs", *names, "message"]
     run.write(folder / "trials.csv", run.csv_text(header, rows))
-    complete = study.get_trials(states=(TrialState.COMPLETE,))
-    if not complete:
+    if all(row[1] == "pruned" for row in rows):
         raise run.Diverged(f"all trials diverged, see {folder / 'trials.csv'}; edit studies/search.py")
-    changes = fixed | settings_of(FixedTrial(study.best_params), SPACES[script])
+    changes = fixed | settings_of(FixedTrial(study.best_params), script)
     best = {"val_accuracy": study.best_value, "trial": study.best_trial.number, "trials": len(rows)}
     best |= {"settings": changes, "command": command(script, changes), **run.environment()}
     run.write(folder / "best.json", json.dumps(best, indent=2) + "\n")
-    save_figures(study, folder, several=len({trial.value for trial in complete}) > 1)
+    save_figures(study, folder)
     return best
 
 
-def save_figures(study, folder, several):
+def save_figures(study, folder):
     """Optuna's figures: accuracy by trial, against each setting, and which settings mattered."""
     import matplotlib
 
     matplotlib.use("Agg")  # Optuna's figures are pyplot's
     from matplotlib import pyplot
-    from optuna.visualization import matplotlib as optuna_figures
+    from optuna.visualization import matplotlib as figures
 
-    names = ["optimization_history", "slice", *(["param_importances"] if several else [])]
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-    for name in names:
-        getattr(optuna_figures, f"plot_{name}")(study)
+    several = len({trial.value for trial in study.get_trials(states=(TrialState.COMPLETE,))}) > 1
+    names = ["optimization_history", "slice", "param_importances"]
+    for name in names if several else names[:2]:
+        getattr(figures, f"plot_{name}")(study)
         save_figure(folder / f"{name}.png", pyplot.gcf())
         pyplot.close()
 
@@ -170,10 +159,9 @@ def main(argv):
         raise run.Error("--train-on-val: not in a search, which chooses by the validation images")
     if s.quick:
         s.trials, s.epochs = min(s.trials, 6), min(s.epochs, 3)
-    folder = run.ROOT / ("runs/studies/quick" if s.quick else "runs/studies")
-    s.output_dir = s.output_dir or str(folder / f"search_{script}")
-    changed = {name.lower(): default for name, (_, default, _) in run.constants(data).items()}
-    fixed = {name: getattr(s, name) for name in changed if getattr(s, name) != changed[name]}
+    folder = run.ROOT / ("runs/studies/quick" if s.quick else "runs/studies") / f"search_{script}"
+    s.output_dir, defaults = s.output_dir or str(folder), vars(run.settings(data))
+    fixed = {name: getattr(s, name) for name in defaults if getattr(s, name) != defaults[name]}
     fixed |= {"epochs": s.epochs, "seed": s.seed}
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:

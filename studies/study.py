@@ -1,22 +1,22 @@
 """What a study is: a question, a script, what varies and what is held fixed, as data.
 
-Study("dropout", "How much dropout helps an MLP?", "mlp", vary(dropout=(0.0, 0.2, 0.4)), baseline="0",
-      fixed=PLAIN, learning_rates=(0.0003, 0.001, 0.003), seeds=5)
+study("dropout", "mlp", vary(dropout=(0.0, 0.2, 0.4)), "0", PLAIN, learning_rates=(0.0003, 0.001, 0.003))
+
+Questions, notes and claims are in texts.toml.
 """
 
 import importlib
 import itertools
 import shlex
+import tomllib
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import run
 
-SCRIPTS = {
-    "mlp": "mlp_from_scratch",
-    "cnn": "cnn_feature_extraction",
-    "hybrid": "hybrid_train",
-    "transfer": "extras.transfer_learning",
-}
+SCRIPTS = {"mlp": "mlp_from_scratch", "cnn": "cnn_feature_extraction", "hybrid": "hybrid_train"}
+SCRIPTS |= {"transfer": "extras.transfer_learning"}
+TEXTS = tomllib.loads(Path(__file__).with_name("texts.toml").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
@@ -42,21 +42,22 @@ class Study:
     seeds: int = 5
     baselines: dict = field(default_factory=dict)
     claims: dict = field(default_factory=dict)
-    factors: tuple = ()  # two settings whose values are the variants: a heat map
     x: str = ""  # draw the test accuracy against this number: a setting, or "seconds"
     backbone: dict | None = None
     note: str = ""  # what else a reader has to know
-
-    def __post_init__(self):
-        named = {self.baseline, *self.baselines, *self.baselines.values()}
-        if unknown := named.union(*self.claims.values()) - {"", *self.variants}:
-            raise ValueError(f"study {self.name}: {min(unknown)!r} is none of its variants")
 
     @property
     def baseline_of(self):
         """{variant: the one that it is compared with}"""
         pairs = {label: self.baselines.get(label, self.baseline) for label in self.variants}
         return {label: baseline for label, baseline in pairs.items() if baseline not in ("", label)}
+
+
+def study(name, *arguments, **options):
+    """The Study of this name, with its texts."""
+    texts = {"note": "", "claims": {}} | TEXTS[name]
+    claims = {text: tuple(pair) for text, pair in texts["claims"].items()}
+    return Study(name, texts["question"], *arguments, claims=claims, note=texts["note"], **options)
 
 
 def vary(**values):
@@ -74,14 +75,20 @@ def label(value):
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+def value_of(text, default):
+    """What `label` has made a text, as the type of a default. Raises ValueError or KeyError."""
+    if isinstance(default, tuple):
+        return tuple(int(number) for number in text.split("-")) if text != "none" else ()
+    return {"yes": True, "no": False}[text] if isinstance(default, bool) else type(default)(text)
+
+
 def command(script, changes):
     """The command line that trains with the settings `changes`."""
     words = ["python", f"{SCRIPTS[script]}.py"]
     for name, value in changes.items():
-        if isinstance(value, bool):
-            words.append(run.flag(name if value else f"no_{name}"))
-        else:
-            words += [run.flag(name), *map(label, value if isinstance(value, (tuple, list)) else [value])]
+        values = value if isinstance(value, (tuple, list)) else [value]
+        words += [run.flag(f"no_{name}" if value is False else name)]
+        words += [label(value) for value in values if not isinstance(value, bool)]
     return shlex.join(words)
 
 

@@ -143,16 +143,16 @@ def reference_cnns():
     return markdown([*header, "command of our recipe"], rows)
 
 
-def heads():
-    results = metrics_of("studies/heads")["heads"]
+def heads(metrics=None):
+    results = (metrics or metrics_of("studies/heads"))["heads"]
     splits = {"images it was trained on": "train", "validation": "val", "test": "test"}
     keys = [f"{split}_accuracy" for split in splits.values()]
     rows = [[name, *(percent(m, key) for key in keys)] for name, m in results.items()]
     return markdown(["classifier", *splits], rows)
 
 
-def head_tests():
-    study, rows = metrics_of("studies/heads"), []
+def head_tests(metrics=None):
+    study, rows = metrics or metrics_of("studies/heads"), []
     for test in study["tests"]:
         sides = (study["heads"][test[side]]["by_seed"]["test_accuracy"] for side in ("head", "against"))
         points = paired_test([100 * (a - b) for a, b in zip(*sides, strict=True)])
@@ -219,17 +219,16 @@ def filled(match):
 def main(argv=None):
     """Write the tables, or with --check compare them. Returns the exit code."""
     check = "--check" in (sys.argv[1:] if argv is None else argv)
-    texts, studies = {}, run.ROOT / "results/studies"
-    for path in [run.ROOT / name for name in FILES] + [studies / "README.md"]:
+    differs, studies = False, run.ROOT / "results/studies"
+    for path in [*(run.ROOT / name for name in FILES), studies / "README.md"]:
         now = path.read_text(encoding="utf-8")
         text = output.readme(studies) if path.parent == studies else MARKED.sub(filled, now)
         if text != now:
-            texts[path] = text
-    for path, text in texts.items():
-        print(f"{path}: {'differs; run python -m studies.tables' if check else 'written'}")
-        if not check:
-            run.write(path, text)
-    return 1 if check and texts else 0
+            differs = True
+            print(f"{path}: {'differs; run python -m studies.tables' if check else 'written'}")
+            if not check:
+                run.write(path, text)
+    return int(check and differs)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import data
 ROOT = Path(__file__).parent.parent
 NOWHERE = "http://127.0.0.1:9"  # the discard port: a proxy there refuses every connection at once
 
+os.environ["SCIPY_ARRAY_API"] = "1"  # before SciPy is imported: scikit-learn's checks of an estimator need it
 if "PYTEST_XDIST_WORKER" in os.environ:  # several processes: each and its children compute in one thread
     os.environ |= {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}
     threadpool_limits(1)
@@ -25,7 +26,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # several processes: each and its child
 
 @pytest.fixture(scope="session")
 def real_folder():
-    """The folder of the four original files; the test is skipped where FASHION_MNIST_DIR does not name one."""
+    """The folder of the four original files; a test is skipped where FASHION_MNIST_DIR names none."""
     folder = os.environ.get("FASHION_MNIST_DIR")
     if not folder:
         pytest.skip("needs the real dataset: set FASHION_MNIST_DIR to the folder of its four files")
@@ -46,8 +47,8 @@ def digits():
 def script(tmp_path):
     """A function that runs a script of the repository, as `script("mlp_from_scratch.py", "--epochs", 1)`.
 
-    It returns the finished process, with returncode, stdout and stderr. The working folder is tmp_path, there is no
-    dataset but what the arguments name, and no network.
+    It returns the finished process, with returncode, stdout and stderr. The working folder is tmp_path, there
+    is no dataset but what the arguments name, and no network.
     """
 
     def run_script(name, *arguments, timeout=120, **environment):

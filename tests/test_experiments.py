@@ -1,9 +1,8 @@
-"""experiments.py as a user runs it: its list, wrong input, a sweep, processes, Ctrl-C, comparing runs."""
+"""experiments.py as a user runs it: its list, wrong input, a sweep, processes and Ctrl-C."""
 
 import csv
 import json
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -17,8 +16,9 @@ import run
 from studies import STUDIES, output
 from studies.runner import Runner, make_job
 
-SWEEP = shlex.split("sweep mlp --plain --vary dropout 0 0.2 --set hidden 8-8 --dataset digits --seeds 2")
-TINY = [*SWEEP, "--epochs", "1", "--fixed-learning-rate", "--jobs", "1"]
+SWEEP = ["sweep", "mlp", "--plain", "--vary", "dropout", "0", "0.2", "--set", "hidden", "8-8"]
+SWEEP += ["--set", "learning_rate", "0.001", "--dataset", "digits", "--seeds", "2"]
+TINY = [*SWEEP, "--epochs", "1", "--jobs", "1"]
 DIGITS = {"dataset": "digits", "hidden": (8,), "epochs": 2, "figures": False}
 NAME = "sweep_mlp_dropout"
 
@@ -66,7 +66,6 @@ MISTAKES = {
     "sweep mlp --vary l1 0 1 --set hidden 64 32": "^--set hidden: give one value$",
     "sweep mlp --vary erase 0 40 --dataset digits": "--shift, --erase: must be",
     "compare nowhere": "nowhere: not the folder of a finished run",
-    f"compare {ROOT}/results/mlp_best": "^compare: name two runs or more of one dataset",
     "search mpl": "^search mpl: name a script: mlp, cnn$",
 }
 
@@ -89,8 +88,7 @@ RATES = {
 
 @pytest.mark.parametrize("words", RATES)
 def test_a_sweeps_learning_rates_are_around_each_variants_own(words):
-    names, groups, flags = experiments.split(words.split())
-    study = experiments.sweep(names, groups, run.parse(flags, experiments))
+    ((study,), _) = experiments.studies_of(["sweep", *words.split()])
     assert [changes.get("learning_rates") for changes in study.variants.values()] == RATES[words]
     assert study.seeds == 3
 
@@ -139,10 +137,9 @@ def test_several_processes_give_the_same_results(tmp_path):
 
 
 def test_a_run_is_known_by_its_settings_and_data():
-    key = make_job("mlp", DIGITS).key
-    assert make_job("mlp", DIGITS | {"output_dir": "x"}).key == key
-    assert make_job("mlp", DIGITS | {"seed": 1}).key != key
-    assert make_job("mlp", DIGITS | {"tta": "flip"}).key != key
+    changes = ({}, {"output_dir": "x"}, {"seed": 1}, {"tta": "flip"})
+    keys = [make_job("mlp", DIGITS | change).key for change in changes]
+    assert [key == keys[0] for key in keys] == [True, True, False, False]
 
 
 def test_a_diverged_run_is_a_row_with_a_message(tmp_path):
@@ -172,7 +169,7 @@ def test_a_hybrid_uses_the_cnn_of_its_backbone(tmp_path):
 
 
 def test_ctrl_c_keeps_finished_runs_and_the_same_command_continues(tmp_path):
-    arguments = [*SWEEP, "--epochs", "25", "--fixed-learning-rate", "--jobs", "2"]
+    arguments = [*SWEEP, "--epochs", "15", "--jobs", "2"]
     arguments += ["--output-dir", str(tmp_path / "out")]
     code = "import signal, sys, experiments, pathlib, run\n"
     code += "experiments.STORE = pathlib.Path(sys.argv.pop(1))\n"
@@ -201,20 +198,3 @@ def test_dask_workers(tmp_path):
         rows = runs.rows(jobs)
         runs.client.close()
     assert rows.keys() == {job.key for job in jobs}
-
-
-# ---- comparing runs
-
-
-def test_finished_runs_are_compared(tmp_path, monkeypatch, capsys, real_folder):
-    monkeypatch.setenv("FASHION_MNIST_DIR", str(real_folder))
-    names = ("cnn_feature_extraction", "hybrid_train", "cnn_compiled")
-    paths = [str(ROOT / "results" / name) for name in names]
-    experiments.main(["compare", *paths, "--output-dir", str(tmp_path / "out")])
-    files = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert files == ["curves.png", "table.csv", "table.md"]
-    rows = list(csv.reader((tmp_path / "out/table.csv").read_text().splitlines()))[1:]
-    assert rows[0] == ["CNN (cnn_feature_extraction)", "5", "94.58 ± 0.09 %", "93.90 ± 0.16 %", "-", "-", "-"]
-    assert rows[1][4:] == ["-0.15 (-0.34 to +0.03)", "0.086", "paired t test, 5 seeds"]
-    assert rows[2][6] == "McNemar, seed 0"
-    assert "-0.15 (-0.34 to +0.03)" in capsys.readouterr().out

@@ -34,7 +34,7 @@ CASES = {
     ),
     "cnn": ([(CHECKPOINT, 2)], f"cnn_feature_extraction.py {CNN} --epochs 3 --fc 16 --fc-norm"),
     "frozen": (
-        [(CHECKPOINT, 1), ("history.csv", 1)],  # while the CNN, then the MLP is trained
+        [(CHECKPOINT, 2), ("history.csv", 1)],  # after the CNN's last epoch, then in the MLP's training
         f"{HYBRID} --head-epochs 2 --optimizer adam --learning-rate 0.003",
     ),
     "joint": ([(CHECKPOINT, 1)], f"{HYBRID} --training joint"),

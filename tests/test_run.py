@@ -73,7 +73,8 @@ def test_runs_of_the_same_second_have_folders_of_their_own(tmp_path, monkeypatch
         folder.__exit__(None, None, None)
 
 
-def test_a_folder_in_use_by_another_process_is_refused_and_left_as_it_is(tmp_path):
+def test_a_folder_in_use_by_another_process_is_refused_and_left_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(mlp, "train", None)
     flags = [*MLP, "10000", "--no-save-weights", "--output-dir", str(tmp_path / "run")]
     command = [sys.executable, str(ROOT / "mlp_from_scratch.py"), *flags]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})

@@ -1,14 +1,16 @@
 """Studies without training: the choice of learning rates, statistics, tables, and their committed results."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from scipy import stats
 
+import experiments
 import run
-from studies import STUDIES, comparison, finished, output, statistics
+from studies import STUDIES, finished, output, runner, statistics
 from studies import cnn as cnn_studies
 from studies.study import Study, command, label, vary
 
@@ -19,7 +21,7 @@ RESULTS = run.ROOT / "results"
 
 
 def options(**changes):
-    given = {"seeds": 0, "epochs": 0, "fixed_learning_rate": False, "quick": False, "dataset": ""}
+    given = {"seeds": 0, "epochs": 0, "quick": False, "dataset": ""}
     return SimpleNamespace(**given | changes)
 
 
@@ -29,10 +31,7 @@ class Planted:
     fresh, finished = False, {}
 
     def __init__(self, result):
-        self.result, self.jobs, self.num_rows = result, [], 0
-
-    def on_row(self):
-        self.num_rows += 1
+        self.result, self.jobs = result, []
 
     def rows(self, jobs):
         self.jobs += jobs
@@ -56,11 +55,11 @@ def no_data(monkeypatch):
 
 
 def compared(study, result, folder, **changes):
-    """(summary, Comparison, rows, runner) of a study with planted results."""
-    runner = Planted(result)
-    made = comparison.Comparison(study, runner, options(**changes), folder)
+    """(summary, Comparison, rows, jobs) of a study with planted results."""
+    planted = Planted(result)
+    made = runner.Comparison(study, planted, options(**changes), folder)
     rows = made.run()
-    return json.loads(json.dumps(comparison.summarize(made, rows))), made, rows, runner
+    return json.loads(json.dumps(statistics.summarize(made, rows))), made, rows, planted.jobs
 
 
 def with_effects(tmp_path, effects, seeds=5, **more):
@@ -130,31 +129,26 @@ def test_validation_chooses_the_learning_rate_and_the_test_images_never(tmp_path
         val = val if s["seed"] == 0 else 0.5 + s["learning_rate"]
         return val, 0.6 if s["learning_rate"] == 0.003 else 0.99
 
-    summary, made, rows, _ = compared(DROPOUT, result, tmp_path)
+    summary, _, rows, _ = compared(DROPOUT, result, tmp_path)
     assert [(v["learning_rate"], v["at_edge"]) for v in summary["variants"].values()] == [(0.003, False)] * 3
     assert summary["variants"]["0.2"]["test_accuracy"] == pytest.approx(0.6)
     assert [row["stage"] for row in rows] == ["tuning"] * 9 + ["final"] * 15
     assert not any("test_accuracy" in row for row in rows[:9])
-    assert made.num_runs == len(rows) == summary["runs"] == 24
+    assert len(rows) == summary["runs"] == 24
 
 
-def test_of_equal_learning_rates_the_smallest_and_edges_are_marked(tmp_path):
-    equal = compared(DROPOUT, lambda s: (0.8, 0.8), tmp_path)[0]
-    assert {v["learning_rate"] for v in equal["variants"].values()} == {0.001}
-    signs = {0.0: -1}
-    result = lambda s: (s["learning_rate"] * signs.get(s["dropout"], 1), 0.8)  # noqa: E731
-    summary = compared(DROPOUT, result, tmp_path)[0]
-    chosen = [(v["learning_rate"], v["at_edge"]) for v in summary["variants"].values()]
-    assert chosen == [(0.001, True), (0.01, True), (0.01, True)]
-    assert [row[1] for row in output.tables(summary)[0]] == ["0.001 (edge)", "0.01 (edge)", "0.01 (edge)"]
+def test_of_equal_learning_rates_the_smallest_is_chosen_and_edges_are_marked(tmp_path):
+    summary = compared(DROPOUT, lambda s: (s["learning_rate"] * (s["dropout"] > 0), 0.8), tmp_path)[0]
+    rates = [row[1] for row in output.tables(summary)[0]]
+    assert rates == ["0.001 (edge)", "0.01 (edge)", "0.01 (edge)"]
 
 
 def test_flags_change_seeds_epochs_and_learning_rates(tmp_path):
     def made(**changes):
-        jobs = [job.settings for job in compared(DROPOUT, lambda s: (0.8, 0.8), tmp_path, **changes)[3].jobs]
+        jobs = [job.settings for job in compared(DROPOUT, lambda s: (0.8, 0.8), tmp_path, **changes)[3]]
         return {(s["seed"], s["epochs"], s["learning_rate"]) for s in jobs}
 
-    assert made(seeds=2, epochs=7, fixed_learning_rate=True) == {(0, 7, 0.003), (1, 7, 0.003)}
+    assert made(seeds=2, epochs=7, quick=True) == {(0, 7, 0.003), (1, 7, 0.003)}
     assert made(quick=True) == {(0, 1, 0.003), (1, 1, 0.003)}
     assert made(seeds=1) == {(0, 40, rate) for rate in RATES}
 
@@ -163,8 +157,8 @@ def test_a_variant_has_learning_rates_of_its_own(tmp_path):
     variants = {"adam": {}, "sgd": {"learning_rates": (0.4, 0.1)}, "fixed": {"learning_rate": 0.5}}
     study = Study("s", "?", "mlp", variants, "adam", {"weight_decay": 0.0}, RATES, 3)
     summary = compared(study, lambda s: (s["learning_rate"], 0.8), tmp_path)[0]
-    assert [v["learning_rate"] for v in summary["variants"].values()] == [0.01, 0.4, 0.5]
-    assert "at_edge" not in summary["variants"]["fixed"]
+    chosen = [(v["learning_rate"], v.get("at_edge")) for v in summary["variants"].values()]
+    assert chosen == [(0.01, True), (0.4, True), (0.5, None)]
 
 
 def test_impossible_settings_of_a_variant_are_refused_before_any_run(tmp_path):
@@ -177,12 +171,12 @@ def test_hybrids_share_a_backbone_for_each_seed(tmp_path):
     variants = {"frozen": {}, "joint": {"training": "joint"}}
     variants["tuned"] = variants["joint"] | {"from_backbone": True}
     study = Study("s", "?", "hybrid", variants, "frozen", backbone=cnn_studies.PLAIN, seeds=2)
-    _, made, _, runner = compared(study, lambda s: (0.8, 0.8), tmp_path)
-    uses = {(job.settings["training"], job.settings["seed"]): job.backbone for job in runner.jobs[:4]}
+    _, made, _, jobs = compared(study, lambda s: (0.8, 0.8), tmp_path)
+    uses = {(job.settings["training"], job.settings["seed"]): job.backbone for job in jobs[:4]}
     assert uses["joint", 0] is None
     assert uses["frozen", 1] is made.backbones[1]
     assert made.backbones[0].key != made.backbones[1].key
-    assert [job.backbone for job in runner.jobs[4:]] == [made.backbones[0], made.backbones[1]]
+    assert [job.backbone for job in jobs[4:]] == [made.backbones[0], made.backbones[1]]
     assert made.backbones[0].settings["channels"] == (16, 32, 64)
 
 
@@ -226,21 +220,20 @@ def test_a_variant_of_which_some_seeds_have_learned_nothing_is_not_tested(tmp_pa
     summary = with_effects(tmp_path, {"a": 0, "b": -0.3})
     result, pair = summary["variants"]["b"], ({"b": "a"}, {})
     result["by_seed"]["train_eval_accuracy"] = [0.1, 0.1, 0.9, 0.9, 0.1]
-    assert comparison.tests_of(summary["variants"], *pair) == []
+    assert statistics.tests_of(summary["variants"], *pair) == []
     assert output.tables(summary)[0][1][4] == "-; 3 of 5 seeds learned nothing"
     result["num_classes"] = 100  # of which 0.1 is more than guessing
-    assert comparison.not_learned(result) == 0
+    assert statistics.not_learned(result) == 0
     result |= {"num_classes": 10, "by_seed": result["by_seed"] | {"train_eval_accuracy": [0.1] * 5}}
-    assert comparison.tests_of(summary["variants"], *pair)[0]["points"] < -20  # no seed has: it is tested
+    assert statistics.tests_of(summary["variants"], *pair)[0]["points"] < -20  # no seed has: it is tested
     two = {"num_classes": 2, "by_seed": {"train_eval_accuracy": [0.5, 0.54, 0.56, 0.74]}}
-    assert comparison.not_learned(two) == 2
+    assert statistics.not_learned(two) == 2
 
 
 def test_diverged_runs_are_counted(tmp_path):
     summary = with_effects(tmp_path, {"a": 0, "b": None})
     row = output.tables(summary)[0][1]
     assert row[2:] == ["-", "-", "-; 5 of 5 seeds: the loss became nan", "-", "-", "-"]
-    assert "the loss became nan" in output.text_of(summary)
     output.draw(summary)
     output.draw(with_effects(tmp_path, {"a": None, "b": None}))
 
@@ -248,77 +241,59 @@ def test_diverged_runs_are_counted(tmp_path):
 def test_the_files_of_a_study_and_the_same_from_its_csv(tmp_path, monkeypatch):
     monkeypatch.setattr(output, "STUDIES", {"d": DROPOUT})
     result = lambda s: (0.9 - s["dropout"] / 7, 0.8 + s["learning_rate"])  # noqa: E731
-    made = comparison.Comparison(DROPOUT, Planted(result), options(), tmp_path / "d")
+    made = runner.Comparison(DROPOUT, Planted(result), options(), tmp_path / "d")
     summary = output.write(tmp_path / "d", made, made.run())
     assert sorted(path.name for path in (tmp_path / "d").iterdir()) == ["d.png", "runs.csv", "summary.json"]
-    again, _, _, runner = compared(DROPOUT, None, tmp_path / "d")
-    assert runner.jobs == []
-    assert runner.num_rows == 24
+    again, _, _, jobs = compared(DROPOUT, None, tmp_path / "d")
+    assert jobs == []
     same = ("variants", "tests", "seeds", "epochs", "runs")
     assert [again[name] for name in same] == [summary[name] for name in same]
     text = (tmp_path / "README.md").read_text()
     assert "| [d](#d) | How much? |" in text
     assert "| 0.2 | 0.001 (edge) | 87.14 ± 0.00 % | 80.10 ± 0.00 % | +0.00 (+0.00 to +0.00) | 1 |" in text
     more = compared(DROPOUT, result, tmp_path / "d", seeds=6)[3]
-    assert [job.settings["seed"] for job in more.jobs] == [5] * 3  # only the new seed is run
+    assert [job.settings["seed"] for job in more] == [5] * 3  # only the new seed is run
     fresh = Planted(result)
     fresh.fresh = True
-    comparison.Comparison(DROPOUT, fresh, options(), tmp_path / "d").run()
+    runner.Comparison(DROPOUT, fresh, options(), tmp_path / "d").run()
     assert len(fresh.jobs) == 24
     other = Study("d", "How much?", "mlp", DROPOUT.variants, "0", {"l2": 0.1}, RATES, 5)
-    assert len(compared(other, result, tmp_path / "d")[3].jobs) == 24  # other settings: nothing is known
+    assert len(compared(other, result, tmp_path / "d")[3]) == 24  # other settings: nothing is known
 
 
 # ---- the studies and their committed results
 
 
-def test_the_settings_of_every_study_are_valid(tmp_path):
+def test_every_study_is_valid(tmp_path):
     keys, total = set(), 0
     for study in STUDIES.values():
-        made = comparison.Comparison(study, Planted(lambda s: (0.8, 0.8)), options(seeds=1), tmp_path)
-        made.run()
-        assert len(made.runner.jobs) == made.num_runs, study.name
-        keys |= {job.key for job in made.runner.jobs}
-        total += made.num_runs
+        named = {study.baseline, *study.baselines, *study.baselines.values()}.union(*study.claims.values())
+        assert named - {""} <= study.variants.keys(), study.name
+        jobs = compared(study, lambda s: (0.8, 0.8), tmp_path, seeds=1)[3]
+        keys |= {job.key for job in jobs}
+        total += len(jobs)
     assert len(STUDIES) == 31
     assert len(keys) < total  # some runs are those of two studies
 
 
-def test_committed_rows_are_known_by_their_variants():
-    number = 0
+def test_committed_rows_are_known_and_give_the_committed_numbers():
+    num_rows, num_tests, numbers = 0, 0, ("points", "points_std", "p", "p_holm")
     for study in STUDIES.values():
-        folder = RESULTS / "studies" / study.name
-        variants = comparison.variants_of(study, options())
-        known = comparison.known_rows(folder, variants, "Fashion-MNIST")
-        rows = [row for row in comparison.read_rows(folder / "runs.csv") if row["stage"] != "backbone"]
-        assert {comparison.key_of(row) for row in rows} == known.keys(), study.name
-        number += len(rows)
-    assert number == 1261
-    assert comparison.known_rows(folder, variants, "digits") == {}
-
-
-def test_committed_numbers_follow_from_their_rows():
-    number, numbers = 0, ("points", "points_std", "p", "p_holm")
-    for study in STUDIES.values():
-        folder = RESULTS / "studies" / study.name
-        summary, rows = run.read_json(folder / "summary.json"), comparison.read_rows(folder / "runs.csv")
-        variants = comparison.variants_of(study, options())
-        results = {variant.label: comparison.result_of(study, variant, rows) for variant in variants}
+        folder, variants = RESULTS / "studies" / study.name, runner.variants_of(study, options())
+        summary, rows = run.read_json(folder / "summary.json"), runner.read_rows(folder / "runs.csv")
+        of_variants = {runner.key_of(row) for row in rows if row["stage"] != "backbone"}
+        assert of_variants == runner.known_rows(folder, variants, "Fashion-MNIST").keys(), study.name
+        results = {variant.label: statistics.result_of(study, variant, rows) for variant in variants}
         for name, result in summary["variants"].items():
             for key in ("learning_rate", "seeds", "val_accuracy", "test_accuracy", "test_accuracy_std"):
                 assert results[name].get(key) == pytest.approx(result.get(key)), (study.name, name, key)
-        tests = comparison.tests_of(results, study.baseline_of, study.claims)
+        tests = statistics.tests_of(results, study.baseline_of, study.claims)
         for test, committed in zip(tests, summary["tests"], strict=True):
             assert (test["variant"], test["against"]) == (committed["variant"], committed["against"])
             assert [test[key] for key in numbers] == pytest.approx([committed[key] for key in numbers])
-        number += len(tests)
-    assert number == 159
-
-
-def test_a_study_that_names_a_variant_which_does_not_exist():
-    for more in ({"baseline": "x"}, {"baselines": {"a": "x"}}, {"claims": {"c": ("a", "x")}}):
-        with pytest.raises(ValueError, match="study s: 'x' is none of its variants"):
-            Study("s", "?", "mlp", {"a": {}}, **{"baseline": "a"} | more)
+        num_rows, num_tests = num_rows + len(of_variants), num_tests + len(tests)
+    assert (num_rows, num_tests) == (1261, 159)
+    assert runner.known_rows(folder, variants, "digits") == {}
 
 
 def test_labels_and_commands():
@@ -333,14 +308,10 @@ def test_labels_and_commands():
 # ---- finished runs
 
 
-@pytest.fixture
-def two_runs(real_folder, monkeypatch):
+def test_committed_runs_are_read_and_compared(real_folder, monkeypatch, capsys):
     monkeypatch.setenv("FASHION_MNIST_DIR", str(real_folder))
-    return finished.read_runs([RESULTS / "cnn_feature_extraction", RESULTS / "hybrid_train"])
-
-
-def test_committed_runs_are_read_and_compared(two_runs):
-    first, second = two_runs
+    paths = [str(RESULTS / name) for name in ("cnn_feature_extraction", "hybrid_train", "cnn_compiled")]
+    runs = first, second = finished.read_runs(paths[:2])
     assert (first.label, second.label) == ("CNN", "CNN features + NumPy MLP")
     assert list(first.folders) == [0, 1, 2, 3, 4]
     assert finished.network(second.metrics) == "24-48-96-96-192 + 1728-256-128-10"
@@ -348,13 +319,18 @@ def test_committed_runs_are_read_and_compared(two_runs):
     y = first.images.test.y
     for seed, accuracy in first.accuracies.items():
         assert np.mean(first.predicted[seed] == y) == pytest.approx(accuracy, abs=3e-4)
-    (test,) = finished.compare(two_runs)
+    (test,) = finished.compare(runs)
     differences = [100 * (first.accuracies[seed] - second.accuracies[seed]) for seed in range(5)]
     assert test["points"] == pytest.approx(np.mean(differences))
     assert (test["seeds"], test["mcnemar_seeds"]) == (5, (0, 0))
     assert test["p_t"] == pytest.approx(stats.ttest_1samp(differences, 0).pvalue)
     right, other = first.predicted[0] == y, second.predicted[0] == y
     assert (test["only_first"], test["only_second"]) == ((right & ~other).sum(), (other & ~right).sum())
+    experiments.main(["compare", *paths])
+    lines = [re.split("  +", line.rstrip()) for line in capsys.readouterr().out.splitlines()]
+    assert lines[1] == ["CNN (cnn_feature_extraction)", "5", "94.58 ± 0.09 %", "93.90 ± 0.16 %"]
+    assert lines[6][2:5] == ["+0.15 (-0.03 to +0.34)", "5", "0.086"]
+    assert lines[7][3:5] == ["1", "-"]
 
 
 def test_runs_of_the_same_kind_have_different_labels(tmp_path):
