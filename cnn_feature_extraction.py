@@ -171,8 +171,7 @@ def num_features(layers, input_shape):
 
 
 def cut_after(model, number):
-    """A copy of the model whose features are the output of the block of convolution `number`; 0: of the last
-    layer."""
+    """A copy of the model whose features are those after convolution `number`; 0: after the last layer."""
     model, kinds = copy.deepcopy(model), (nn.Conv2d, nn.AdaptiveAvgPool2d, nn.Flatten)
     layers = list(model.backbone)
     ends = [place for place, layer in enumerate(layers) if isinstance(layer, kinds)]
@@ -249,13 +248,12 @@ def pick_precision(name, device):
     """
     if name != "auto":
         return getattr(torch, name)
+    has_bfloat16 = False
     if device.type == "cuda":
         has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
     elif device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
         has = torch.cpu.get_capabilities()
         has_bfloat16 = any(has.get(name) for name in ("avx512_bf16", "amx_bf16", "avx10_1", "bf16"))
-    else:
-        has_bfloat16 = False
     return torch.bfloat16 if has_bfloat16 else torch.float32
 
 
@@ -393,14 +391,12 @@ def train(images, s, folder=None, model=None, head=None, on_epoch=lambda history
     X, y = as_tensor(model, images.train.X), torch.from_numpy(images.train.y).to(device)
     X_val, y_val = as_tensor(model, images.val.X), torch.from_numpy(images.val.y).to(device)
     steps = math.ceil(len(y) / s.batch_size)
-    quiet = None if folder and processes.rank == 0 else True
     first = len(trainer.history.get("epoch", ()))
-    bar = tqdm(total=s.epochs * steps, initial=first * steps, disable=quiet, leave=False)
+    bar = tqdm(total=s.epochs * steps, initial=first * steps, disable=None if folder else True, leave=False)
     for epoch in range(first, s.epochs):
         start, (loss_sum, num_correct) = time.perf_counter(), torch.zeros(2, device=device)
         rng = generator(device, s.seed, epoch, processes.rank + 1)
-        dropout_rng = generator("cpu", s.seed, epoch, processes.rank + 1, 1)
-        torch.manual_seed(dropout_rng.initial_seed())
+        torch.manual_seed(generator("cpu", s.seed, epoch, processes.rank + 1, 1).initial_seed())  # dropout
         batches, losses = trainer.batches(len(y), epoch), []
         model.train()
         for step, batch in enumerate(batches, epoch * steps):
@@ -455,8 +451,8 @@ def logits_of(model, X, precision=torch.float32):
 
 @torch.no_grad()
 def classify(model, features):
-    """Logits {"val": (N, classes), "test": ...}, arrays, of a Dataset of features by the model's
-    classifier."""
+    """Logits {"val": (N, classes), "test": ...}, arrays, of the model's classifier for a Dataset of
+    features."""
     X = {split: torch.from_numpy(getattr(features, split).X) for split in ("val", "test")}
     device = model.mean.device
     return {split: model.classifier(x.to(device)).float().cpu().numpy() for split, x in X.items()}
@@ -522,19 +518,16 @@ def from_metadata(metadata):
     return model
 
 
-def load_arrays(model, arrays, path):
-    """Give the model the weights {name: array} of the file `path`. Raises run.Error where they do not fit."""
-    try:
-        model.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
-    except RuntimeError as error:
-        raise run.Error(f"{path}: its weights are not those of its network ({error})") from None
+def load_arrays(model, arrays):
+    """Give the model the weights {name: array}."""
+    model.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
 
 
 def restore(path):
     """(the model on the CPU in eval mode, metadata) of a file that `save` wrote. Raises run.Error."""
     arrays, metadata = run.load_weights(path, "cnn")
     model = from_metadata(metadata)
-    load_arrays(model, arrays, path)
+    load_arrays(model, arrays)
     return model.eval(), metadata
 
 
@@ -614,8 +607,7 @@ def quick_settings(s):
 
 def curves(histories, title, s):
     """Figure of loss and accuracy by epoch; histories: {name: history}."""
-    augmented = bool(s.flip or s.shift or s.erase)
-    return plots.curves(histories, title, augmented, s.label_smoothing, s.train_on_val)
+    return plots.curves(histories, title, s.flip or s.shift or s.erase, s.label_smoothing, s.train_on_val)
 
 
 def run_once(s, images=None):

@@ -109,7 +109,7 @@ def load(s=None, **changes):
         train = train[stratified_split(y[train], s.train_size, s.split_seed)[1]]
     if s.train_on_val:
         train, name = np.sort(np.concatenate([train, val])), f"{name}, validation images in training"
-    y_train = with_label_noise(y, s.label_noise, len(classes), s.split_seed)
+    y_train = with_label_noise(y, s.label_noise, len(classes), s.split_seed) if s.label_noise else y
     splits = []
     for images, labels, indices in ((X, y_train, train), (X, y, val), (X_test, y_test, test)):
         splits.append(Split(to_floats(images[indices]), labels[indices].astype(np.int64), indices))
@@ -126,9 +126,9 @@ def to_floats(X):
 
 def content_split(X, y, fraction, seed):
     """`stratified_split` of images X (N, ...) and labels y (N,), whatever order they are stored in."""
-    order = np.argsort([zlib.crc32(image) for image in np.ascontiguousarray(X)], kind="stable")
-    parts = stratified_split(y[order], max(1, round(len(y) * fraction)), seed)
-    return [np.sort(order[part]) for part in parts]
+    order = np.argsort([*map(zlib.crc32, np.ascontiguousarray(X))], kind="stable")
+    first, second = stratified_split(y[order], max(1, round(len(y) * fraction)), seed)
+    return np.sort(order[first]), np.sort(order[second])
 
 
 def stratified_split(y, n, seed):
@@ -183,15 +183,16 @@ def augment(X, rng, flip=False, shift=0, erase=0):
     flip: mirror with probability 0.5. shift: by up to this many pixels both ways, filled with 0. erase: with
     probability 0.5, replace a square of this many pixels by noise (random erasing, Zhong et al. 2020).
     """
-    n, height, width = X.shape
+    n, *shape = X.shape
     if flip:
         X = np.where(rng.random(n)[:, None, None] < 0.5, X[:, :, ::-1], X)
     if shift:
         padded = np.pad(X, ((0, 0), (shift, shift), (shift, shift)))
-        windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), axis=(1, 2))
+        windows = np.lib.stride_tricks.sliding_window_view(padded, shape, axis=(1, 2))
         down, right = rng.integers(2 * shift + 1, size=(2, n))
         X = windows[np.arange(n), down, right]
     if erase:
+        height, width = shape
         top, left = rng.integers(height - erase + 1, size=n), rng.integers(width - erase + 1, size=n)
         rows, columns = np.arange(height) - top[:, None], np.arange(width) - left[:, None]  # (N, 28)
         inside = ((rows >= 0) & (rows < erase))[:, :, None] & ((columns >= 0) & (columns < erase))[:, None, :]
@@ -202,18 +203,7 @@ def augment(X, rng, flip=False, shift=0, erase=0):
 
 def batches(n, batch_size, rng):
     """Index arrays (batch_size,) that visit range(n) once in random order; the last one may be shorter."""
-    order = rng.permutation(n)
-    return [order[start : start + batch_size] for start in range(0, n, batch_size)]
-
-
-def check_data(X, y, num_classes):
-    """Raise ValueError where X (N, ...) and y (N,) do not fit each other, or X has NaN or infinity."""
-    if len(X) != len(y) or not len(X):
-        raise ValueError(f"X has {len(X):,} rows and y has {len(y):,}; expected the same number, not 0")
-    if y.ndim != 1 or y.dtype.kind not in "iu" or y.min() < 0 or y.max() >= num_classes:
-        raise ValueError(f"y must be one-dimensional, with whole numbers from 0 to {num_classes - 1}")
-    if not np.isfinite([X.min(), X.max()]).all():
-        raise ValueError("X contains NaN or infinity")
+    return np.split(rng.permutation(n), range(batch_size, n, batch_size))
 
 
 def check_augmentation(s, images):

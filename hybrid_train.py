@@ -51,10 +51,9 @@ LIMITS = {
 
 
 class NumpyMLPFunction(torch.autograd.Function):
-    """The NumPy MLP as a PyTorch function: features (N, F) -> logits (N, classes), with the MLP's own
-    backward pass.
+    """The NumPy MLP as a PyTorch function: features (N, F) -> logits (N, classes).
 
-    Backward fills the MLP's `grads` and returns the gradient with respect to the features to PyTorch.
+    Backward fills the MLP's `grads` and gives PyTorch the gradient with respect to the features.
     """
 
     @staticmethod
@@ -116,13 +115,13 @@ class NumpyHead(nn.Module):
 
 
 def head_settings(s):
-    """The settings of mlp_from_scratch.py by which the MLP learns from features: Adam, cosine, else
-    nothing."""
+    """The settings of mlp_from_scratch.py for training on features: Adam, cosine, no regularization."""
     names = ("hidden", "activation", "norm", "dropout", "epochs", "learning_rate", "batch_size")
     options = {name: getattr(s, f"head_{name}") for name in names}
     zeros = ("warmup", "weight_decay", "label_smoothing", "input_dropout", "max_grad_norm", "ema_decay")
     zeros += ("l1", "l2", "patience", "shift", "erase")
     options |= dict.fromkeys(zeros, 0) | {"flip": False, "normalize": "global", "seed": s.seed}
+    options["train_on_val"] = s.train_on_val  # for the names of the curves
     return mlp.settings(loss="softmax", init="he", optimizer="adam", schedule="cosine", **options)
 
 
@@ -146,7 +145,7 @@ def restore(path):
     network = mlp.MLP(config["sizes"], activation=config["activation"], norm=config["norm"])
     network.mean, network.std = metadata["feature_mean"], metadata["feature_std"]
     model.classifier = NumpyHead(network)
-    cnn.load_arrays(model, arrays, path)
+    cnn.load_arrays(model, arrays)
     return model.eval(), metadata
 
 
@@ -240,16 +239,12 @@ def train_joint(images, s, folder, model):
 
 
 def curves(histories, title, s):
-    """Figure of loss and accuracy by epoch; histories: {name: history}. A frozen CNN's features are as they
-    come."""
-    if s.training == "joint":
-        return cnn.curves(histories, title, s)
-    return plots.curves(histories, title, trained_on_val=s.train_on_val)
+    """Figure of loss and accuracy by epoch. A frozen CNN's features are not augmented."""
+    return cnn.curves(histories, title, s if s.training == "joint" else head_settings(s))
 
 
 def settings(**changes):
-    """The settings of this script, a namespace: its constants, the CNN's, those of data.py and run.py, with
-    changes."""
+    """The constants of this script, the CNN's, data.py's and run.py's as a namespace, with changes."""
     return run.settings(sys.modules[__name__], cnn, data, run, **changes)
 
 
@@ -267,8 +262,7 @@ def check_settings(s):
 
 
 def run_once(s, images=None):
-    """One run with the settings s: load, train, evaluate, save. Returns its folder, history, metrics and
-    model."""
+    """One run: load, train, evaluate, save. Returns its folder, history, metrics and model."""
     check_settings(s)
     images = images or data.load(s)
     data.check_augmentation(s, images)

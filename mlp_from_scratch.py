@@ -73,12 +73,11 @@ LIMITS = {
 class Layer:
     """`forward(x, training)` -> y, which in training mode keeps what `backward(dout)` -> dx needs.
 
-    `backward` fills `grads` and updates nothing. An MLP makes `params`, `grads` and `buffers`, {name: view
-    into a flat vector}, of the shapes in `shapes` and `buffer_shapes`; `init(rng)` fills those that do not
-    start at 0.
+    `backward` fills `grads` and updates nothing. `params`, `grads` and `buffers` are {name: array}; an MLP
+    makes them views into its flat vectors.
     """
 
-    shapes, buffer_shapes = {}, {}
+    params, buffers = {}, {}
 
 
 class Linear(Layer):
@@ -87,13 +86,10 @@ class Linear(Layer):
     Backward: dW = x^T dout, db = sum of dout over the batch, dx = dout W^T.
     """
 
-    def __init__(self, n_in, n_out, init="he", scale=0.01, bias=True):
-        self.shapes = {"W": (n_in, n_out)} | ({"b": (n_out,)} if bias else {})
-        self.variance = INITS[init](n_in, n_out, scale)
-
-    def init(self, rng):
-        W = self.params["W"]
-        W[...] = rng.standard_normal(W.shape) * math.sqrt(self.variance)
+    def __init__(self, n_in, n_out, rng=None, init="he", scale=0.01, bias=True):
+        W = rng.standard_normal((n_in, n_out)) if rng else np.zeros((n_in, n_out))
+        W *= math.sqrt(INITS[init](n_in, n_out, scale))
+        self.params = {"W": W, "b": np.zeros(n_out)} if bias else {"W": W}
 
     def forward(self, x, training=False):
         if training:
@@ -168,8 +164,7 @@ class Dropout(Layer):
     def forward(self, x, training=False):
         if not training:
             return x
-        kept = self.rng.random(x.shape, dtype=np.float32) >= self.p
-        self.mask = kept * x.dtype.type(1 / (1 - self.p))
+        self.mask = (self.rng.random(x.shape, dtype=np.float32) >= self.p) * x.dtype.type(1 / (1 - self.p))
         return x * self.mask
 
     def backward(self, dout):
@@ -185,11 +180,9 @@ class BatchNorm(Layer):
     """
 
     def __init__(self, n, momentum=0.1, eps=1e-5):
-        self.shapes, self.buffer_shapes = {"gamma": (n,), "beta": (n,)}, {"mean": (n,), "var": (n,)}
+        self.params = {"gamma": np.ones(n), "beta": np.zeros(n)}
+        self.buffers = {"mean": np.zeros(n), "var": np.ones(n)}
         self.momentum, self.eps = momentum, eps
-
-    def init(self, rng):
-        self.params["gamma"][...] = self.buffers["var"][...] = 1
 
     def forward(self, x, training=False):
         gamma, beta, buffers = self.params["gamma"], self.params["beta"], self.buffers
@@ -230,10 +223,7 @@ class LayerNorm(Layer):
     """
 
     def __init__(self, n, eps=1e-5):
-        self.shapes, self.eps = {"gamma": (n,), "beta": (n,)}, eps
-
-    def init(self, rng):
-        self.params["gamma"][...] = 1
+        self.params, self.eps = {"gamma": np.ones(n), "beta": np.zeros(n)}, eps
 
     def forward(self, x, training=False):
         x_centered = x - x.mean(axis=1, keepdims=True)
@@ -328,40 +318,34 @@ class MLP:
         self.layers = [Dropout(input_dropout, dropout_rng)] if input_dropout else []
         for n_in, n_out in itertools.pairwise(sizes[:-1]):
             bias = norm != "batch"  # which would cancel it
-            self.layers.append(Linear(n_in, n_out, init, init_scale, bias))
+            self.layers.append(Linear(n_in, n_out, rng, init, init_scale, bias))
             if norm != "none":
                 self.layers.append(NORMS[norm](n_out))
             self.layers.append(Activation(activation))
             if dropout:
                 self.layers.append(Dropout(dropout, dropout_rng))
-        self.layers.append(Linear(*sizes[-2:], init, init_scale))
-        self.with_params = [layer for layer in self.layers if layer.shapes]
-        self.num_params, num_buffers = 0, 0
-        for layer in self.with_params:
-            self.num_params += sum(map(math.prod, layer.shapes.values()))
-            num_buffers += sum(map(math.prod, layer.buffer_shapes.values()))
-        self.values = np.zeros(self.num_params + num_buffers, dtype)
-        self.grads = np.zeros(self.num_params, dtype)
+        self.layers.append(Linear(*sizes[-2:], rng, init, init_scale))
+        params, buffers = [], [np.zeros(0)]
+        for layer in self.layers:
+            params += map(np.ravel, layer.params.values())
+            buffers += layer.buffers.values()
+        self.values = np.concatenate(params + buffers).astype(dtype)
+        self.grads = np.zeros(sum(map(len, params)), dtype)
         self.make_views()
-        for layer in self.with_params if rng else ():
-            layer.init(rng)
 
     def make_views(self):
         """Make the layers' arrays views into the vectors."""
-        self.params, self.buffers = self.values[: self.num_params], self.values[self.num_params :]
-        self.views, self.weights, place = {}, [], {"params": 0, "grads": 0, "buffers": 0}
+        self.params, self.buffers = np.split(self.values, [len(self.grads)])
+        self.with_params = [layer for layer in self.layers if layer.params]
+        self.views, params, grads, buffers = {}, self.params, self.grads, self.buffers
         for number, layer in enumerate(self.with_params):
-            for kind in place:
-                arrays = {}
-                for name, shape in (layer.buffer_shapes if kind == "buffers" else layer.shapes).items():
-                    end = place[kind] + math.prod(shape)
-                    arrays[name] = getattr(self, kind)[place[kind] : end].reshape(shape)
-                    place[kind] = end
-                    if kind != "grads":
-                        self.views[f"{number}.{name}"] = arrays[name]
-                setattr(layer, kind, arrays)
-            if "W" in layer.shapes:
-                self.weights.append((layer.params["W"], layer.grads["W"]))
+            layer.grads, grads = split(grads, layer.params)
+            layer.params, params = split(params, layer.params)
+            layer.buffers, buffers = split(buffers, layer.buffers)
+            for name, view in (layer.params | layer.buffers).items():
+                self.views[f"{number}.{name}"] = view
+        linear = [layer for layer in self.layers if isinstance(layer, Linear)]
+        self.weights = [(layer.params["W"], layer.grads["W"]) for layer in linear]
 
     def __setstate__(self, state):  # of a copy or a pickle, whose views are no views any more
         vars(self).update(state)
@@ -374,9 +358,8 @@ class MLP:
             x = layer.forward(x, training)
         return x
 
-    def backward(self, dlogits, input_gradient=False):
+    def backward(self, dout, input_gradient=False):
         """Fill `grads` from dlogits (N, C), after a forward pass in training mode; return dx if asked."""
-        dout = dlogits
         for layer in reversed(self.layers):
             if layer is self.with_params[0] and not input_gradient:  # its dx would be that of the pixels
                 return layer.backward(dout, input_gradient=False)
@@ -415,6 +398,14 @@ class MLP:
         if norm > max_norm:
             self.grads *= max_norm / norm
         return norm
+
+
+def split(vector, arrays):
+    """({name: view into the start of the vector, shaped as the array of that name}, the rest of it)."""
+    views = {}
+    for name, array in arrays.items():
+        views[name], vector = vector[: array.size].reshape(array.shape), vector[array.size :]
+    return views, vector
 
 
 CHUNK = 65_536  # elements updated at a time, so that they and their moments stay in the processor's cache
@@ -580,7 +571,7 @@ class Trainer:
             self.ema[:], self.model.values[:] = self.model.values.copy(), self.ema.copy()
 
     def augment(self, X):
-        """The network's inputs (n, features): images X (n, H, W) in [0, 1], changed and standardized."""
+        """The network's inputs (n, features): X (n, H, W) in [0, 1], or features, augmented, standardized."""
         X = data.augment(X, self.rngs["augment"], self.s.flip, self.s.shift, self.s.erase)
         return data.standardize(X, self.model.mean, self.model.std)
 
@@ -606,11 +597,12 @@ class Trainer:
 
     def state_dict(self):
         """(arrays, not copied, and numbers): all that a new Trainer needs to continue bit for bit."""
-        arrays = {"values": self.model.values, "moments": self.optimizer.moments}
-        arrays |= {"ema": self.ema, "best": self.best}
+        arrays = {"values": self.model.values, "ema": self.ema, "best": self.best}
+        arrays["moments"] = self.optimizer.moments
         states = {name: rng.bit_generator.state for name, rng in self.rngs.items()}
         numbers = {"t": self.optimizer.t, "history": self.history, "step_losses": self.step_losses}
-        return arrays, numbers | {"monitor": self.monitor.state(), "rngs": states}
+        watched = self.monitor.history, self.monitor.reported
+        return arrays, numbers | {"monitor": watched, "rngs": states}
 
     def load_state_dict(self, arrays, numbers):
         """Continue from what `state_dict` has returned."""
@@ -634,10 +626,9 @@ def train(images, s, folder=None, on_epoch=lambda history: False):
     """
     trainer = Trainer(images, s)
     model, X, y = trainer.model, images.train.X, images.train.y
-    data.check_data(X, y, len(images.classes))
-    augmented = bool(s.flip or s.shift or s.erase)
-    if s.augment_once or not augmented:  # (N, 28, 28) -> (N, 784)
-        X = trainer.augment(X) if augmented else data.standardize(X, model.mean, model.std)
+    augmented = bool(s.flip or s.shift or s.erase) and not s.augment_once  # each batch anew
+    if not augmented:
+        X = trainer.augment(X)  # (N, 28, 28) -> (N, 784)
     if s.resume and (checkpoint := folder.load_checkpoint()):  # after the only draw of s.augment_once
         trainer.load_state_dict(*checkpoint)
     epoch, steps = len(trainer.history["epoch"]), math.ceil(len(y) / s.batch_size)
@@ -652,7 +643,7 @@ def train(images, s, folder=None, on_epoch=lambda history: False):
                 if batch is batches[-1]:
                     trainer.monitor.before_step()
                 lr = factor * lr_at(step, s.epochs * steps, s)
-                x = trainer.augment(X[batch]) if augmented and not s.augment_once else X[batch]  # (n, 784)
+                x = trainer.augment(X[batch]) if augmented else X[batch]  # (n, 784)
                 loss, correct = trainer.train_step(x, y[batch], lr)
                 loss_sum += loss * len(batch)
                 num_correct += correct
@@ -663,8 +654,8 @@ def train(images, s, folder=None, on_epoch=lambda history: False):
                     break
             row = {"epoch": epoch, "train_loss": loss_sum / len(y), "train_accuracy": num_correct / len(y)}
             if images.val and math.isfinite(loss):
-                few = images.train.X[:5000], y[:5000]
-                row["train_eval_loss"], row["train_eval_accuracy"] = trainer.evaluate(*few)
+                train_eval = trainer.evaluate(images.train.X[:5000], y[:5000])
+                row["train_eval_loss"], row["train_eval_accuracy"] = train_eval
                 row["val_loss"], row["val_accuracy"] = trainer.evaluate(images.val.X, images.val.y)
                 loss = row["val_loss"]
             row |= {"learning_rate": lr, "seconds": time.perf_counter() - start}
@@ -691,8 +682,7 @@ def train(images, s, folder=None, on_epoch=lambda history: False):
 
 def curves(histories, title, s):
     """Figure of loss and accuracy by epoch; histories: {name: history}."""
-    augmented = bool(s.flip or s.shift or s.erase)
-    return plots.curves(histories, title, augmented, s.label_smoothing, s.train_on_val)
+    return plots.curves(histories, title, s.flip or s.shift or s.erase, s.label_smoothing, s.train_on_val)
 
 
 def training_figures(trainer, images, steps):

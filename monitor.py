@@ -24,28 +24,21 @@ class Monitor:
     def __init__(self, model, X, s):
         self.model, self.s = model, s
         self.X = (X.reshape(len(X), -1) - np.ravel(model.mean)) / np.ravel(model.std)
-        self.names = [*(f"hidden {i}" for i in range(1, len(model.weights))), "output"]
+        self.names = [*map("hidden {}".format, range(1, len(model.weights))), "output"]
         self.history = {"epoch": [], "dead": [], "gradient_norm": [], "update_ratio": []}
         self.reported = []  # problems whose advice was given: it is given once
-
-    def state(self):
-        """What continues it after a resume."""
-        return self.history, self.reported
 
     def before_step(self):
         """To be called before the last step of the epoch."""
         self.before = [W.copy() for W, _ in self.model.weights]
 
     def end_epoch(self, epoch, lr):
-        """Measure after the last step of the epoch, which had the learning rate lr; return advice, a list of
-        lines."""
+        """Measure after the last step of the epoch, at learning rate lr; return advice, a list of lines."""
         norms = [norm(dW) for _, dW in self.model.weights]
         pairs = zip(self.model.weights, self.before, strict=True)
         steps = [norm(W - before) / max(norm(before), 1e-30) for (W, _), before in pairs]
-        dead = [
-            float(np.mean(np.ptp(x, axis=0) <= 1e-6 * np.abs(x).max()))
-            for x in self.model.hidden_outputs(self.X)
-        ]
+        outputs = self.model.hidden_outputs(self.X)
+        dead = [float(np.mean(np.ptp(x, axis=0) <= 1e-6 * np.abs(x).max())) for x in outputs]
         for column, values in zip(self.history, (epoch, dead, norms, steps), strict=True):
             self.history[column].append(values)
 
@@ -59,13 +52,11 @@ class Monitor:
                 text = f"a step changed the weights of {name} by {step:.0%}, 0.1 % is usual"
                 advice[f"{name} step"] = f"{text}, at learning rate {lr:g}: {large_step_advice(self.s)}"
         if norms[0] < VANISHING * norms[-1]:
-            text = (
-                f"vanishing gradient: norm {norms[-1]:.1e} at the output, {norms[0]:.1e} at the first layer"
-            )
+            text = f"vanishing gradient: norm {norms[-1]:.1e} at the output, {norms[0]:.1e} at layer 1"
             advice["vanishing"] = f"{text}: {self.remedies(activation='relu', norm='batch', init='he')}"
         if np.ptp(self.model.forward(self.X).argmax(axis=1)) == 0:
             advice["one class"] = (
-                "the same class is predicted for all images: try another --learning-rate or --init"
+                "one class is predicted for all images: try another --learning-rate or --init"
             )
         new = [problem for problem in advice if problem not in self.reported]
         self.reported += new
@@ -88,8 +79,7 @@ def large_step_advice(s):
 
 
 def distributions(model, X, y, loss):
-    """(activations, gradients of the weights) for X (N, features), y (N,), each {"hidden 1": flat sample,
-    ...}."""
+    """(activations, weights' gradients) for X (N, features), y (N,), each {"hidden 1": sample, ...}."""
     outputs = [sample(x) for x in model.hidden_outputs(X)]
     model = copy.deepcopy(model)  # since a forward pass in training mode updates running statistics
     model.backward(loss(model.forward(X, training=True), y)[1])

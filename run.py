@@ -98,8 +98,7 @@ def constants(module):
 
 
 def checked(text, kind, value, limits=None):
-    """The value, as `kind`. Raises Error, which starts with `text`, for another type or outside the
-    limits."""
+    """The value as `kind`. Raises Error, starting with `text`, for another type or beyond the limits."""
     inner = get_args(kind)
     if get_origin(kind) is tuple:
         if type(value) is not tuple:
@@ -237,8 +236,7 @@ def save_weights(path, arrays, metadata):
 
 
 def load_weights(path, kind=""):
-    """({name: array}, metadata) of a file that `save_weights` wrote, with metadata["model"] == kind. Raises
-    Error."""
+    """({name: array}, metadata) of a file of `save_weights`, for the model `kind`. Raises Error."""
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             header = file.metadata() or {}
@@ -323,8 +321,7 @@ class RunFolder:
             save_weights(self.path / CHECKPOINT, arrays, state)
 
     def load_checkpoint(self):
-        """(arrays, state) of the last epoch; None where the run was interrupted before the end of its
-        first."""
+        """(arrays, state) after the last complete epoch; None if there is none."""
         if not (self.path / CHECKPOINT).exists():
             return None
         arrays, state = load_weights(self.path / CHECKPOINT, "checkpoint")
@@ -386,8 +383,7 @@ def csv_text(header, rows):
 
 
 def run_seeds(script, run_once, s, curves):
-    """run_once(s); or with s.seeds > 1 a run for each seed from s.seed on, in FOLDER/seed_0, FOLDER/seed_1,
-    ...
+    """run_once(s); or with s.seeds > 1, a run for each seed from s.seed on, in FOLDER/seed_<seed>.
 
     FOLDER/metrics.json has the mean of every result, its standard deviation (NAME_std, with n - 1) and
     "by_seed"; FOLDER/curves.png the curves of all seeds, drawn by curves({seed: history}, title, s). A
@@ -420,8 +416,7 @@ def run_seeds(script, run_once, s, curves):
 
 
 def summarize(all_metrics):
-    """The metrics of several seeds as one dict: what all share; of each float its mean, NAME_std and
-    by_seed."""
+    """The metrics of several seeds as one: what all share; of each float the mean, NAME_std and by_seed."""
     first = all_metrics[0]
     same = {name: value for name, value in first.items() if all(m.get(name) == value for m in all_metrics)}
     floats = [name for name, value in first.items() if isinstance(value, float)]
@@ -444,8 +439,7 @@ def command_line(*arguments):
 
 
 def environment():
-    """{"versions": ..., "machine": ...}: of the packages that this process has imported, and of this
-    machine."""
+    """{"versions": of the packages that this process has imported, "machine": what it runs on}"""
     packages = {"numpy": "numpy", "torch": "torch", "torchvision": "torchvision", "scikit-learn": "sklearn"}
     loaded = [name for name, module in packages.items() if module in sys.modules]
     versions = {name: importlib.metadata.version(name) for name in loaded}
@@ -544,8 +538,7 @@ def tta_logits(images, predict, tta, logits):
 
 
 def fit_temperature(logits, y, loss):
-    """The temperature T in [0.05, 20] with the lowest loss of logits / T, for validation logits (N, C) and
-    labels y (N,).
+    """The T in [0.05, 20] with the lowest loss of logits / T, for validation logits (N, C), labels y (N,).
 
     Temperature scaling (Guo et al. 2017, section 4.2) changes the probabilities, never the predicted class.
     """
@@ -555,14 +548,13 @@ def fit_temperature(logits, y, loss):
 
 
 def calibration(y, probabilities, bins=15):
-    """(edges (bins + 1,), counts, mean confidence, accuracy of each bin of confidence, expected calibration
-    error).
+    """(edges (bins + 1,); count, mean confidence, accuracy of each bin of confidence; ECE).
 
-    The error is the mean over all images of |accuracy - confidence| of their bin (Guo et al. 2017, eq. 3).
+    The expected calibration error is the mean over all images of |accuracy - confidence| of their bin (Guo et
+    al. 2017, eq. 3).
     """
     confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == y
-    place = np.ceil(confidence * bins).astype(int) - 1  # bins are open below and closed above
-    place = place.clip(0, bins - 1)
+    place = (np.ceil(confidence * bins).astype(int) - 1).clip(0, bins - 1)  # bins (low, high]
     counts = np.bincount(place, minlength=bins)
     mean, share = (np.bincount(place, values, bins) / np.maximum(counts, 1) for values in (confidence, right))
     error = float(np.sum(counts * np.abs(share - mean)) / len(y))

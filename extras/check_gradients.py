@@ -10,7 +10,6 @@ that TORCH below has no counterpart. The exit code is 1 if an error is above TOL
 """
 
 import itertools
-import math
 import sys
 
 import numpy as np
@@ -95,8 +94,7 @@ def check_layer(make_layer, rng):
     """The errors of sum(dout * layer(x)), for random parameters, x (N, 6) and upstream gradient dout."""
     mask_rng = np.random.default_rng(0)
     layer, state = make_layer(mask_rng), mask_rng.bit_generator.state
-    layer.params = {name: rng.standard_normal(shape) for name, shape in layer.shapes.items()}
-    layer.buffers = {name: np.zeros(shape) for name, shape in layer.buffer_shapes.items()}
+    layer.params = {name: rng.standard_normal(array.shape) for name, array in layer.params.items()}
     arrays = {"x": rng.standard_normal((N, 6))} | layer.params
 
     def forward():
@@ -107,7 +105,7 @@ def check_layer(make_layer, rng):
 
     def analytic():
         # NaN, so that a gradient that backward does not fill is seen
-        layer.grads = {name: np.full(shape, np.nan) for name, shape in layer.shapes.items()}
+        layer.grads = {name: np.full_like(array, np.nan) for name, array in layer.params.items()}
         forward()
         return {"x": layer.backward(dout)} | layer.grads
 
@@ -155,9 +153,9 @@ def check_network(norm, activation, dropout, loss, smoothing, penalty, seed):
         x, penalty, start = leaves["x"], 0.0, 0
         for layer in model.layers:
             params = {}
-            for name, shape in layer.shapes.items():
-                end = start + math.prod(shape)
-                params[name], start = leaves["params"][start:end].reshape(shape), end
+            for name, array in layer.params.items():
+                end = start + array.size
+                params[name], start = leaves["params"][start:end].reshape(array.shape), end
             x = TORCH[part(layer)](layer, params, x)
             if "W" in params:
                 penalty += l1 * params["W"].abs().sum() + l2 / 2 * (params["W"] ** 2).sum()

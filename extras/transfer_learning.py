@@ -187,7 +187,7 @@ def restore(path):
     """(the network on the CPU in eval mode, metadata) of a resnet18.safetensors. Raises run.Error."""
     arrays, metadata = run.load_weights(path, "resnet18")
     model = build(SimpleNamespace(**metadata["settings"]), len(metadata["classes"]))
-    cnn.load_arrays(model, arrays, path)
+    cnn.load_arrays(model, arrays)
     model.name, model.compute = metadata["name"], metadata["compute"]
     return model.eval(), metadata
 

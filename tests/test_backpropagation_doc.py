@@ -99,9 +99,8 @@ def test_example_of_a_layer(title):
     rng = SimpleNamespace(random=lambda shape, dtype: arrays["uniform"])
     activations = {name: lambda name=name: mlp.Activation(name) for name in mlp.ACTIVATIONS}
     layer = eval(title, vars(mlp) | {"rng": rng} | activations)
-    layer.params = {name: arrays[name] for name in layer.shapes}
-    layer.grads = {name: np.full(shape, np.nan) for name, shape in layer.shapes.items()}
-    layer.buffers = {name: np.zeros(shape) for name, shape in layer.buffer_shapes.items()}
+    layer.params = {name: arrays[name] for name in layer.params}
+    layer.grads = {name: np.full_like(array, np.nan) for name, array in layer.params.items()}
     y = layer.forward(arrays["x"], training=True)
     values = {"y": y, "dx": layer.backward(arrays["dout"]), "mask": getattr(layer, "mask", None)}
     values |= {f"d{name}": gradient for name, gradient in layer.grads.items()}
@@ -109,7 +108,7 @@ def test_example_of_a_layer(title):
         x, axis = arrays["x"], 0 if title.startswith("BatchNorm") else 1
         values |= {"mean": x.mean(axis, keepdims=axis), "var": x.var(axis, keepdims=axis), "rstd": layer.rstd}
         values["x_hat"] = (y - layer.params["beta"]) / layer.params["gamma"]
-    for name in example.keys() - {"x", "dout", "uniform"} - layer.shapes.keys():
+    for name in example.keys() - {"x", "dout", "uniform"} - layer.params.keys():
         assert example[name] == values[name], name
 
 

@@ -347,10 +347,9 @@ def test_saved_and_restored(tmp_path):
     del older["padding"], older["block_order"]  # a file from before these settings existed
     run.save_weights(path, arrays, metadata | {"settings": older})
     assert same_state(cnn.restore(path)[0], model.state_dict())
-    for wrong in ({"settings": older | {"channels": [4, 7]}}, {"model": "mlp"}):
-        run.save_weights(path, arrays, metadata | wrong)
-        with pytest.raises(run.Error):
-            cnn.restore(path)
+    run.save_weights(path, arrays, metadata | {"model": "mlp"})
+    with pytest.raises(run.Error):
+        cnn.restore(path)
 
 
 def test_the_committed_network(real):

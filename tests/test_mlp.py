@@ -98,7 +98,7 @@ def test_early_stopping_restores_the_best(ema_decay, digits):
 
 
 def test_augment_once(digits, monkeypatch):
-    """One augmentation, of all images; or one of each batch; or none."""
+    """One augmentation, of all images; or one of each batch; or of all, by nothing."""
     sizes, augment, n = [], data.augment, len(digits.train.y)
     monkeypatch.setattr(data, "augment", lambda X, *options: sizes.append(len(X)) or augment(X, *options))
     options = {"epochs": 2, "batch_size": 600, "shift": 1, "erase": 3}
@@ -106,7 +106,7 @@ def test_augment_once(digits, monkeypatch):
     assert sizes == [n]
     train(digits, **options)
     train(digits, augment_once=True, epochs=1, flip=False)
-    assert sizes[1:] == [600, 600, n - 1200] * 2
+    assert sizes[1:] == [600, 600, n - 1200] * 2 + [n]
 
 
 def test_divergence(digits):
@@ -141,7 +141,7 @@ def test_a_copy_has_views_of_its_own(make, trained, digits):
     for view in model.views.values():
         assert np.shares_memory(view, model.values)
         assert not np.shares_memory(view, trained[0].values)
-    for (W, dW), layer in zip(model.weights, [x for x in model.layers if "W" in x.shapes], strict=True):
+    for (W, dW), layer in zip(model.weights, [x for x in model.layers if "W" in x.params], strict=True):
         assert (W is layer.params["W"], dW is layer.grads["W"]) == (True, True)
         assert np.shares_memory(dW, model.grads)
     model.params[:] = model.buffers[:] = 0
@@ -213,7 +213,7 @@ def test_each_advice_is_given_once(problem, change, options, digits):
     assert len(advice) == len(watching.reported) == len(set(watching.reported))
     assert problem != "one class" or watching.reported == ["one class"]
     resumed = monitor.Monitor(watching.model, digits.train.X, watching.s)
-    resumed.history, resumed.reported = json.loads(json.dumps(watching.state()))
+    resumed.history, resumed.reported = json.loads(json.dumps([watching.history, watching.reported]))
     resumed.before_step()
     assert resumed.end_epoch(4, 0.0) == []
     assert resumed.history["epoch"] == [1, 2, 3, 4]
