@@ -5,6 +5,7 @@
 From Python: images = data.load(dataset="digits"); images.train.X is (N, height, width), images.train.y (N,).
 """
 
+import contextlib
 import csv
 import gzip
 import hashlib
@@ -223,6 +224,7 @@ def read_named(s):
     name = "Fashion-MNIST" if is_fashion else s.dataset.upper()
     given = s.data_dir or os.environ.get("FASHION_MNIST_DIR")
     folder = Path(given or run.ROOT / "data").expanduser()
+    check_output(s, folder)
     raw = folder / name.replace("-", "") / "raw"  # torchvision's
     files = find_idx(folder) if is_fashion and all(find_idx(folder)) else find_idx(raw)
     if not all(files):
@@ -237,14 +239,25 @@ def read_named(s):
     return read_idx(files, MD5[s.dataset].split()), NAMED[s.dataset], name
 
 
+def check_output(s, folder):
+    """Raise run.Error for a run that would write into its own dataset."""
+    output_dir = getattr(s, "output_dir", "")
+    if output_dir and Path(output_dir).resolve().is_relative_to(folder.resolve()):
+        raise run.Error(f"--output-dir {output_dir}: is in the dataset's folder; name another folder")
+
+
 def download(name, folder):
     """Let torchvision download its dataset `name` into FOLDER/NAME/raw. Raises run.Error."""
     print(f"no {name} in {folder}: downloading it", file=sys.stderr)
+    new = [place for place in (folder / name / "raw", folder / name, folder) if not place.exists()]
     try:
         from torchvision import datasets  # only here, so that NumPy scripts do without torch
 
         getattr(datasets, name)(folder, download=True)
     except (OSError, RuntimeError, ImportError) as error:
+        for place in new:
+            with contextlib.suppress(OSError):  # a part is there, or nothing
+                place.rmdir()
         text = f"no {name} in {folder}, and downloading it failed ({str(error).strip().splitlines()[-1]})"
         raise run.Error(f"{text}; put its four files into {folder / name / 'raw'}") from None
 
@@ -260,7 +273,9 @@ def read_idx(files, md5=()):
     arrays = []
     for i, (path, ndim) in enumerate(zip(files, (3, 1, 3, 1), strict=True)):
         if not path:
-            raise run.Error(f"{max(filter(None, files)).parent}: {IDX_FILES[i]}-ubyte is missing")
+            raise run.Error(
+                f"{max(filter(None, files)).parent}: {IDX_FILES[i].replace('?', '-')}-ubyte is missing"
+            )
         content = path.read_bytes()
         digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
         if md5 and digest[:8] not in md5[i::4]:
@@ -268,6 +283,8 @@ def read_idx(files, md5=()):
             raise run.Error(f"{path}: {text}; replace it. Digit MNIST's files have the same names")
         try:
             content = gzip.decompress(content) if path.suffix == ".gz" else content
+            if content[:4] != bytes([0, 0, 8, ndim]):  # 8: bytes
+                raise ValueError
             shape = np.frombuffer(content, ">u4", ndim, offset=4).tolist()
             arrays.append(np.frombuffer(content, np.uint8, offset=4 + 4 * ndim).reshape(shape))
         except (OSError, EOFError, ValueError, zlib.error):
@@ -291,12 +308,11 @@ def digits():
 
 def read_own(s):
     """({"train": (X, y), "test": ..., perhaps "val": ...}, classes, name) of the path s.dataset."""
-    path, output_dir = Path(s.dataset).expanduser().resolve(), getattr(s, "output_dir", "")
+    path = Path(s.dataset).expanduser().resolve()
     readers = {".npz": read_npz, ".csv": read_csv}
     if path.is_dir():
-        if output_dir and Path(output_dir).resolve().is_relative_to(path):
-            raise run.Error(f"--output-dir {output_dir}: is in the dataset's folder; name another folder")
-        files = find_idx(path)
+        check_output(s, path)
+        files = find_idx(path) if any(find_idx(path)) else find_idx(path / "FashionMNIST/raw")
         arrays = read_idx(files) if any(files) else read_class_folders(path, s.image_size)
     elif path.is_file() and path.suffix.lower() in readers:
         arrays = readers[path.suffix.lower()](path)
@@ -361,6 +377,8 @@ def read_csv(path):
         except (ValueError, csv.Error):
             text = "expected a label, then the pixels of a square image: whole numbers from 0 to 255"
             raise run.Error(f"{path}: line {reader.line_num:,}: {text}") from None
+    if not rows or not side:
+        raise run.Error(f"{path}: has no rows of a label and pixels, separated by commas")
     return {"train": (np.frombuffer(b"".join(rows), np.uint8).reshape(len(rows), side, side), labels)}
 
 
@@ -369,7 +387,7 @@ def read_class_folders(folder, image_size):
     if len(image_size) != 2:
         raise run.Error(f"--image-size {' '.join(map(str, image_size))}: expected height and width")
     places, arrays = {path.name: path for path in visible(folder) if path.is_dir()}, {}
-    has_splits = "train" in places and places.keys() <= {"train", "test", "val"}
+    has_splits = {"train", "test"} <= places.keys() <= {"train", "test", "val"}
     skipped = [path for path in visible(folder) if has_splits and path.is_file()]
     for split, place in places.items() if has_splits else [("train", folder)]:
         folders = [path for path in visible(place) if path.is_dir()]

@@ -237,6 +237,8 @@ def save_weights(path, arrays, metadata):
 
 def load_weights(path, kind=""):
     """({name: array}, metadata) of a file of `save_weights`, for the model `kind`. Raises Error."""
+    if Path(path).is_dir():
+        raise Error(f"{path}: is a folder; name a .safetensors file in it")
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             header = file.metadata() or {}
@@ -435,6 +437,8 @@ def call(script):
 
 def command_line(*arguments):
     """The command line of this process, or of its script with other arguments."""
+    if "ipykernel" in sys.argv[0]:
+        return f"in a notebook: main({list(arguments)})"
     return f"python {call(sys.argv[0])} {shlex.join(arguments or sys.argv[1:])}".strip()
 
 

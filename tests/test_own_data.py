@@ -62,6 +62,7 @@ def test_train_test_and_val_folders(tmp_path):
 
 def test_what_is_skipped_is_counted_and_named(tmp_path, capsys):
     put_pictures(tmp_path / "train")
+    put_pictures(tmp_path / "test")
     for name in (".git", "__MACOSX", "train/.thumbs", "train/ring/__MACOSX"):
         (tmp_path / name).mkdir()
     skipped = ("notes.txt", "train/cross.png", "train/ring/Thumbs.db")
