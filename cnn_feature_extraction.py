@@ -70,12 +70,11 @@ DEVICE: Literal["auto", "cuda", "mps", "cpu"] = "auto"  # where to train; auto: 
 PRECISION: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 where there are instructions
 COMPILE: bool = False  # use torch.compile; needs a C++ compiler; slower on two CPU cores
 
-FRACTION = (0, 0.999)
 LIMITS = {
     **dict.fromkeys(("EPOCHS", "CHANNELS", "POOL_AFTER", "BATCH_SIZE", "FC"), (1, 10**6)),
     **dict.fromkeys(("LEARNING_RATE", "INIT_SCALE"), (1e-12, 1000)),
     **dict.fromkeys(("WEIGHT_DECAY", "SHIFT", "ERASE", "PADDING"), (0, 1000)),
-    **dict.fromkeys(("MOMENTUM", "DROPOUT", "FC_DROPOUT", "LABEL_SMOOTHING"), FRACTION),
+    **dict.fromkeys(("MOMENTUM", "DROPOUT", "FC_DROPOUT", "LABEL_SMOOTHING"), (0, 0.999)),
     "KERNEL_SIZES": (1, 99),
     "WARMUP": (0.001, 0.999),
     "EMA_DECAY": (0, 0.9999999),
@@ -277,8 +276,9 @@ class Processes:
         return shard, len(shard) * self.world_size / len(batch)
 
     def sum(self, *tensors):
-        for tensor in tensors if self.world_size > 1 else ():
-            dist.all_reduce(tensor)
+        if self.world_size > 1:
+            for tensor in tensors:
+                dist.all_reduce(tensor)
 
 
 def to_channels_last(x):
@@ -308,7 +308,7 @@ class Trainer:
         self.steps, self.history, self.step_losses = 0, {}, []
 
     def update_ema(self, averages, values, _):
-        decay = min(self.s.ema_decay, self.steps / (9 + self.steps))  # smaller at first: poor weights
+        decay = min(self.s.ema_decay, self.steps / (9 + self.steps))  # forgets the first weights
         get_ema_multi_avg_fn(decay)(averages, values, _)
 
     def train_step(self, x, y, lr, loss_scale=1.0):
@@ -500,8 +500,8 @@ def numpy_state(module, prefix=""):
 
 def save(path, model, s, **metadata):
     """Write the network, its settings and other metadata, such as its classes, as one safetensors file."""
-    about = {"model": "cnn", "settings": run.training_settings(s), "compute": model.compute}
-    run.save_weights(path, numpy_state(model), about | metadata)
+    metadata |= {"model": "cnn", "settings": run.training_settings(s), "compute": model.compute}
+    run.save_weights(path, numpy_state(model), metadata)
 
 
 def architecture(saved):
@@ -532,7 +532,7 @@ def restore(path):
 
 
 def stages(model, X):
-    """[(N, channels, side, side)]: the output of each convolution's activation for X (N, 1, H, W)."""
+    """([output (N, channels, H, W) of each convolution's activation], logits) for X (N, 1, H, W)."""
     x, maps = to_channels_last((X - model.mean) / model.std), []
     for module in model.backbone:
         x = module(x)
@@ -625,16 +625,16 @@ def run_once(s, images=None):
         logits = classify(model, features)
         results = run.evaluate(images, lambda X: predict_logits(model, X), s, logits=logits)
         if s.save_weights:
-            about = run.describe(images, results.metrics["temperature"])
-            save(folder.path / "backbone.safetensors", model, s, **about)
+            metadata = run.describe(images, results.metrics["temperature"])
+            save(folder.path / "backbone.safetensors", model, s, **metadata)
         if s.figures:
             title = plots.run_title(model.name, images.name, s.seed)
             folder.save({"curves.png": curves({title: history}, title, s)})
             p = results.probabilities["before"]
             folder.save(cnn_figures(model, images, features, p, title))
-        about = {"parameters": sum(p.numel() for p in model.parameters()), **model.compute}
-        about["features"] = features.test.X.shape[1]
-        metrics = folder.finish(images, model.name, results, plots.evaluation, **about)
+        details = {"parameters": sum(p.numel() for p in model.parameters()), **model.compute}
+        details["features"] = features.test.X.shape[1]
+        metrics = folder.finish(images, model.name, results, plots.evaluation, **details)
     return SimpleNamespace(folder=folder.path, history=history, metrics=metrics, model=model)
 
 

@@ -128,9 +128,9 @@ def head_settings(s):
 def save(path, model, s, **metadata):
     """Write the whole hybrid, a CNN whose classifier is a NumpyHead, as one safetensors file."""
     network = model.classifier.mlp
-    about = {"model": "hybrid", "head": network.config, "settings": run.training_settings(s)}
-    about |= {"feature_mean": float(network.mean), "feature_std": float(network.std)}
-    run.save_weights(path, cnn.numpy_state(model), about | metadata)
+    metadata |= {"model": "hybrid", "head": network.config, "settings": run.training_settings(s)}
+    metadata |= {"feature_mean": float(network.mean), "feature_std": float(network.std)}
+    run.save_weights(path, cnn.numpy_state(model), metadata)
 
 
 def restore(path):
@@ -202,8 +202,8 @@ def train_frozen(images, s, folder, model):
         temperature = run.fit_temperature(linear["val"], images.val.y, run.cross_entropy)
         cnn.save(folder.path / "backbone.safetensors", model, s, **run.describe(images, temperature))
     if s.save_weights:
-        about = {"dataset": images.name, "classes": images.classes, "input": "features"}
-        mlp.save(folder.path / "head.safetensors", network, **about)
+        metadata = {"dataset": images.name, "classes": images.classes, "input": "features"}
+        mlp.save(folder.path / "head.safetensors", network, **metadata)
     if s.figures:
         title = plots.run_title(f"NumPy MLP on the features of {model.name}", images.name, s.seed)
         predicted = {"CNN": linear["test"].argmax(axis=1)}
@@ -273,7 +273,7 @@ def run_once(s, images=None):
     with run.RunFolder("hybrid_train", s) as folder:
         train = train_joint if s.training == "joint" else train_frozen
         model, history, logits, linear = train(images, s, folder, model)
-        network, rows, about = model.classifier.mlp, {}, {}
+        network, rows, details = model.classifier.mlp, {}, {}
         results = run.evaluate(images, lambda X: cnn.predict_logits(model, X), s, logits=logits)
         if s.save_weights:
             temperature = results.metrics["temperature"]
@@ -281,10 +281,10 @@ def run_once(s, images=None):
         if linear:
             accuracies = [run.accuracy(values, getattr(images, split).y) for split, values in linear.items()]
             rows[f"{model.name}, linear classifier"] = accuracies
-            about = dict(zip(("cnn_val_accuracy", "cnn_test_accuracy"), accuracies, strict=True))
-        about["parameters"] = sum(p.numel() for p in model.backbone.parameters()) + len(network.params)
+            details = dict(zip(("cnn_val_accuracy", "cnn_test_accuracy"), accuracies, strict=True))
+        details["parameters"] = sum(p.numel() for p in model.backbone.parameters()) + len(network.params)
         name = f"{model.name} + NumPy MLP {network.name}"
-        metrics = folder.finish(images, name, results, plots.evaluation, rows, **about, **model.compute)
+        metrics = folder.finish(images, name, results, plots.evaluation, rows, **details, **model.compute)
     return SimpleNamespace(folder=folder.path, history=history, metrics=metrics, model=model)
 
 

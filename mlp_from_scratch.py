@@ -553,8 +553,9 @@ class Trainer:
             self.model.add_penalties(self.s.l1, self.s.l2)
         if self.s.max_grad_norm:
             self.model.clip_grad_norm(self.s.max_grad_norm)
-        for W, _ in self.model.weights if self.s.weight_decay else ():
-            W *= 1 - lr * self.s.weight_decay
+        if self.s.weight_decay:
+            for W, _ in self.model.weights:
+                W *= 1 - lr * self.s.weight_decay
 
     def average(self):
         """Update the exponential moving average of parameters and buffers (Polyak and Juditsky 1992).
@@ -747,10 +748,10 @@ def run_once(s, images=None):
         model, history = train(images, s, folder)
         results = run.evaluate(images, model.predict_logits, s, LOSSES[s.loss])
         if s.save_weights:
-            about = run.describe(images, results.metrics["temperature"])
-            save(folder.path / "weights.safetensors", model, loss=s.loss, **about)
-        name, about = f"NumPy MLP {model.name}", {"parameters": len(model.params)}
-        metrics = folder.finish(images, name, results, plots.evaluation, **about)
+            metadata = run.describe(images, results.metrics["temperature"])
+            save(folder.path / "weights.safetensors", model, loss=s.loss, **metadata)
+        name, num_params = f"NumPy MLP {model.name}", len(model.params)
+        metrics = folder.finish(images, name, results, plots.evaluation, parameters=num_params)
     return SimpleNamespace(folder=folder.path, history=history, metrics=metrics, model=model)
 
 

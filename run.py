@@ -138,9 +138,9 @@ def parse(argv, *modules):
     With --resume, they are those of that run. --help and argparse's mistakes end the process, with exit codes
     0 and 2. Raises Error for other mistakes.
     """
-    name, about = Path(modules[0].__file__).name, modules[0].__doc__.split("\n")[0]
+    name, summary = Path(modules[0].__file__).name, modules[0].__doc__.split("\n")[0]
     program = call(os.path.relpath(modules[0].__file__, ROOT))
-    options = {"usage": f"python {program} [--flag value ...]", "description": about, "allow_abbrev": False}
+    options = {"usage": f"python {program} [--flag value ...]", "description": summary, "allow_abbrev": False}
     formatter = functools.partial(argparse.HelpFormatter, max_help_position=32)
     parser = argparse.ArgumentParser(name, formatter_class=formatter, **options)
     parser.error = lambda message: parser.exit(2, f"{name}: {message.removeprefix('argument ')}\n")
@@ -508,8 +508,8 @@ def evaluate(images, predict, s, loss=(cross_entropy, lambda logits: softmax(log
 
 def describe(images, temperature):
     """What predict.py needs beside a network's weights, for the metadata of their file."""
-    about = {"dataset": images.name, "classes": images.classes, "image_shape": images.image_shape}
-    return about | {"temperature": temperature, "bright_on_dark": images.bright_on_dark}
+    metadata = {"dataset": images.name, "classes": images.classes, "image_shape": images.image_shape}
+    return metadata | {"temperature": temperature, "bright_on_dark": images.bright_on_dark}
 
 
 def tta_logits(images, predict, tta, logits):

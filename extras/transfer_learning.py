@@ -219,11 +219,11 @@ def run_once(s, images=None):
             title = plots.run_title(model.name, images.name, s.seed)
             folder.save({"curves.png": curves({title: history}, title, s)})
         if s.save_weights:
-            about = {"model": "resnet18", "name": model.name, "settings": run.training_settings(s)}
-            about |= {"compute": model.compute, **run.describe(images, results.metrics["temperature"])}
-            run.save_weights(folder.path / "resnet18.safetensors", cnn.numpy_state(model), about)
-        about = {"parameters": sum(p.numel() for p in model.parameters()), **model.compute}
-        metrics = folder.finish(images, model.name, results, plots.evaluation, **about)
+            metadata = {"model": "resnet18", "name": model.name, "settings": run.training_settings(s)}
+            metadata |= {"compute": model.compute, **run.describe(images, results.metrics["temperature"])}
+            run.save_weights(folder.path / "resnet18.safetensors", cnn.numpy_state(model), metadata)
+        details = {"parameters": sum(p.numel() for p in model.parameters()), **model.compute}
+        metrics = folder.finish(images, model.name, results, plots.evaluation, **details)
     return SimpleNamespace(folder=folder.path, history=history, metrics=metrics, model=model)
 
 
