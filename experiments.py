@@ -122,7 +122,7 @@ def main(argv=None):
     try:
         for comparison in comparisons:
             summary = output.write(folder / comparison.study.name, comparison, comparison.run())
-            print(f"\n{summary['question']} ({output.about(summary)})")
+            print(f"\n{summary['question']} ({output.caption(summary)})")
             print(output.aligned(output.HEADER, output.tables(summary)[0]), flush=True)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("; finished runs are kept, and the same command continues") from None

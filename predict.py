@@ -99,8 +99,8 @@ def load_file(path):
         name += f" + NumPy MLP {model.classifier.mlp.name}"
     probabilities = mlp.LOSSES[metadata.get("loss", "softmax")][1]
     classes, shape = tuple(metadata["classes"]), tuple(metadata["image_shape"])
-    about = metadata["temperature"], metadata.get("bright_on_dark", True)
-    return Network(name, kind, logits, probabilities, classes, shape, *about)
+    others = metadata["temperature"], metadata.get("bright_on_dark", True)
+    return Network(name, kind, logits, probabilities, classes, shape, *others)
 
 
 def classify(picture, networks):

@@ -69,7 +69,7 @@ def logistic_regression(name, features):
 
 
 def augmented_mlp(model, images, features, s):
-    """The NumPy MLP on the CNN's features of augmented images, drawn anew for every batch.
+    """The NumPy MLP on the CNN's features of augmented images, redrawn for every batch.
 
     features: a Dataset of those without augmentation, by which the MLP standardizes.
     """

@@ -98,7 +98,7 @@ def aligned(header, rows):
     return "\n".join(line.rstrip() for line in lines) + "\n"
 
 
-def about(summary):
+def caption(summary):
     """Fashion-MNIST, 5 seeds, 12 epochs"""
     epochs = "-".join(dict.fromkeys(map(str, summary["epochs"][:1] + summary["epochs"][-1:])))
     return f"{summary['dataset']}, {summary['seeds']} seeds, {epochs} epochs"
@@ -110,7 +110,7 @@ def section(summary):
     question, note = (study.question, study.note) if study else (summary["question"], summary["note"])
     rows, claims = tables(summary)
     cost = f"{summary['runs']} runs, {summary['run_seconds'] / 60:.0f} minutes of one core"
-    command = f"`{summary['command']}`. {about(summary)}. {cost} ({summary['machine']['processor']})."
+    command = f"`{summary['command']}`. {caption(summary)}. {cost} ({summary['machine']['processor']})."
     parts = [f"## {name}\n", f"{question} {note}".strip() + "\n", command + "\n", markdown(HEADER, rows)]
     parts += [f"![{question}]({name}/{name}.png)\n", *([markdown(CLAIMS, claims)] if claims else [])]
     return "\n".join(parts)
@@ -134,7 +134,7 @@ def readme(folder):
 def draw(summary):
     """The Figure of a study: lines over a number, or a row for each variant with a dot for each seed."""
     results = {name: result for name, result in summary["variants"].items() if "val_accuracy" in result}
-    title = f"{summary['question']}\n{about(summary)}"
+    title = f"{summary['question']}\n{caption(summary)}"
     if not results:
         return plots.figure(f"{title}\nEvery variant diverged.", 9, 1)[0]
     if summary["x"]:

@@ -70,8 +70,8 @@ def load_images(chosen):
 @functools.cache
 def describe(chosen):
     images = load_images(chosen)
-    about = {"name": images.name, "fingerprint": images.fingerprint(), "image_shape": images.image_shape}
-    return SimpleNamespace(train_size=len(images.train.y), num_classes=len(images.classes), **about)
+    dataset = {"name": images.name, "fingerprint": images.fingerprint(), "image_shape": images.image_shape}
+    return SimpleNamespace(train_size=len(images.train.y), num_classes=len(images.classes), **dataset)
 
 
 def one_thread():

@@ -119,8 +119,8 @@ def write(study, script, fixed, folder):
     """Write trials.csv, best.json and the figures; return the content of best.json. Raises run.Diverged."""
     rows, names = [], list(study.trials[0].params)
     for trial in study.get_trials(states=FINISHED):
-        about = [trial.number, trial.state.name.lower(), trial.value, len(trial.intermediate_values)]
-        rows.append([*about, *(trial.params[name] for name in names), trial.user_attrs.get("message", "")])
+        row = [trial.number, trial.state.name.lower(), trial.value, len(trial.intermediate_values)]
+        rows.append([*row, *(trial.params[name] for name in names), trial.user_attrs.get("message", "")])
     header = ["trial", "state", "val_accuracy", "epochs", *names, "message"]
     run.write(folder / "trials.csv", run.csv_text(header, rows))
     if all(row[1] == "pruned" for row in rows):
