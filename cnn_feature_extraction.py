@@ -34,7 +34,9 @@ import data
 import plots
 import run
 
+Init = Literal["he", "he_uniform", "he_fan_out", "xavier", "pytorch", "random"]
 Order = Literal["pool_norm_activation", "norm_activation_pool", "activation_norm_pool"]
+Schedule = Literal["constant", "step", "exponential", "cosine", "linear", "plateau", "halve"]
 
 # Edit here, or use flags: EPOCHS is --epochs. The first ten are the ones to change first.
 EPOCHS: int = 24  # passes over the training set
@@ -47,36 +49,42 @@ WEIGHT_DECAY: float = 0.0005  # L2 penalty on all parameters, added to the gradi
 FLIP: bool = True  # mirror each training image with probability 0.5
 SHIFT: int = 1  # random shift of training images, in pixels
 ERASE: int = 0  # side of a square of noise in half of the training images, in pixels
+ROTATE: float = 0.0  # random rotation of training images, up to this many degrees
 TTA: Literal["none", "flip", "shifts", "6_views", "10_views", "18_views"] = "flip"  # test-time augmentation
 KERNEL_SIZES: tuple[int, ...] = (3,)  # kernel size of each convolution; a single one is for all
 PADDING: tuple[int, ...] = ()  # padding of each convolution; empty: the maps keep their size
 POOL: Literal["max", "average"] = "max"  # kind of pooling
 GLOBAL_POOL: Literal["none", "average"] = "none"  # flatten the last maps, or take the mean of each
+NORMALIZE: Literal["none", "symmetric", "global"] = "global"  # standardization of the pixels
 NORM: Literal["none", "batch"] = "batch"  # normalization after each convolution
 ACTIVATION: Literal["relu", "leaky_relu", "tanh", "gelu", "sigmoid"] = "relu"  # of all layers
 BLOCK_ORDER: Order = "pool_norm_activation"  # what follows each convolution; the first is the fastest
 FC: tuple[int, ...] = ()  # neurons of fully connected layers before the classifier
 FC_NORM: bool = False  # layer normalization in the fully connected layers
-INIT: Literal["he", "xavier", "random"] = "he"  # initialization of the weights, except the classifier's
+INIT: Init = "he"  # initialization of the weights; the classifier's have variance 1 / inputs
+INIT_CLASSIFIER: bool = False  # initialize the classifier by INIT, too
 INIT_SCALE: float = 0.05  # standard deviation of the weights with INIT = "random"
 MOMENTUM: float = 0.9  # decay of the velocity of nesterov
-SCHEDULE: Literal["constant", "step", "exponential", "cosine", "linear"] = "linear"  # after the warm-up
+SCHEDULE: Schedule = "linear"  # learning rate after the warm-up
+PLATEAU_PATIENCE: int = 3  # schedule plateau: epochs without improvement in validation loss
 WARMUP: float = 0.2  # fraction of the training in which the learning rate rises to its peak
 EMA_DECAY: float = 0.995  # decay of the moving average of the weights, which is evaluated
 LABEL_SMOOTHING: float = 0.1  # fraction of each label that is spread over all classes
 DROPOUT: float = 0.0  # dropout probability after each convolution
+DROPOUT_AFTER: tuple[int, ...] = ()  # numbers of the convolutions followed by dropout; empty: all
+DROPOUT_MAPS: bool = False  # dropout after convolutions drops whole maps (Tompson et al. 2015)
 FC_DROPOUT: float = 0.0  # dropout probability in the fully connected layers
 DEVICE: Literal["auto", "cuda", "mps", "cpu"] = "auto"  # where to train; auto: the first available
 PRECISION: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 where there are instructions
 COMPILE: bool = False  # use torch.compile; needs a C++ compiler; slower on two CPU cores
 
 LIMITS = {
-    **dict.fromkeys(("EPOCHS", "CHANNELS", "POOL_AFTER", "BATCH_SIZE", "FC"), (1, 10**6)),
+    **dict.fromkeys(("EPOCHS", "CHANNELS", "POOL_AFTER", "DROPOUT_AFTER", "BATCH_SIZE", "FC"), (1, 10**6)),
     **dict.fromkeys(("LEARNING_RATE", "INIT_SCALE"), (1e-12, 1000)),
-    **dict.fromkeys(("WEIGHT_DECAY", "SHIFT", "ERASE", "PADDING"), (0, 1000)),
-    **dict.fromkeys(("MOMENTUM", "DROPOUT", "FC_DROPOUT", "LABEL_SMOOTHING"), (0, 0.999)),
+    **dict.fromkeys(("WEIGHT_DECAY", "SHIFT", "ERASE", "PADDING", "PLATEAU_PATIENCE"), (0, 1000)),
+    **dict.fromkeys(("MOMENTUM", "DROPOUT", "FC_DROPOUT", "LABEL_SMOOTHING", "WARMUP"), (0, 0.999)),
     "KERNEL_SIZES": (1, 99),
-    "WARMUP": (0.001, 0.999),
+    "ROTATE": (0, 180),
     "EMA_DECAY": (0, 0.9999999),
 }
 
@@ -88,14 +96,18 @@ ACTIVATIONS = {
     "sigmoid": nn.Sigmoid,
 }
 POOLS = {"max": nn.MaxPool2d, "average": nn.AvgPool2d}
-INITS = {  # (weight, standard deviation, generator): He et al. 2015, Glorot and Bengio 2010, or plain
-    "he": lambda weight, std, rng: nn.init.kaiming_normal_(weight, nonlinearity="relu", generator=rng),
-    "xavier": lambda weight, std, rng: nn.init.xavier_normal_(weight, generator=rng),
-    "random": lambda weight, std, rng: nn.init.normal_(weight, std=std, generator=rng),
+INITS = {  # function and arguments: He et al. 2015, Glorot and Bengio 2010, PyTorch's default, INIT_SCALE
+    "he": (nn.init.kaiming_normal_, {"nonlinearity": "relu"}),
+    "he_uniform": (nn.init.kaiming_uniform_, {"nonlinearity": "relu"}),
+    "he_fan_out": (nn.init.kaiming_normal_, {"nonlinearity": "relu", "mode": "fan_out"}),
+    "xavier": (nn.init.xavier_normal_, {}),
+    "pytorch": (nn.init.kaiming_uniform_, {"a": math.sqrt(5)}),
+    "random": (nn.init.normal_, {}),
 }
 # The settings that define the network
 ARCHITECTURE = ("channels", "kernel_sizes", "padding", "pool_after", "pool", "global_pool", "norm")
-ARCHITECTURE += ("activation", "block_order", "dropout", "fc", "fc_norm", "fc_dropout", "init", "init_scale")
+ARCHITECTURE += ("activation", "block_order", "dropout", "dropout_after", "dropout_maps", "fc", "fc_norm")
+ARCHITECTURE += ("fc_dropout", "init", "init_classifier", "init_scale")
 
 
 class CNN(nn.Module):
@@ -129,7 +141,8 @@ class CNN(nn.Module):
                 "activation": [ACTIVATIONS[s.activation]()],
             }
             layers += [layer for name in s.block_order.split("_") for layer in block[name]]
-            layers += [nn.Dropout(s.dropout)] if s.dropout else []
+            if s.dropout and number in (s.dropout_after or range(1, len(s.channels) + 1)):
+                layers.append(nn.Dropout2d(s.dropout) if s.dropout_maps else nn.Dropout(s.dropout))
             n_in = n_out
         layers += [nn.AdaptiveAvgPool2d(1)] if s.global_pool == "average" else []
         layers.append(nn.Flatten())
@@ -144,7 +157,8 @@ class CNN(nn.Module):
             n_in = n_out
         self.backbone = nn.Sequential(*layers)  # (N, 1, height, width) -> (N, features)
         self.classifier = nn.Linear(n_in, num_classes)
-        initialize(self.classifier, "random", n_in**-0.5, rng)
+        init = (s.init, s.init_scale) if s.init_classifier else ("random", n_in**-0.5)
+        initialize(self.classifier, *init, rng)
 
     def features(self, x):
         return self.backbone((x - self.mean) / self.std)
@@ -154,9 +168,13 @@ class CNN(nn.Module):
 
 
 def initialize(layer, init, std, rng):
-    """Draw the weights of a convolution or linear layer; its bias starts at 0."""
-    INITS[init](layer.weight, std, rng)
-    if layer.bias is not None:
+    """Draw the weights of a convolution or linear layer; its bias starts at 0, but for "pytorch"."""
+    function, arguments = INITS[init]
+    function(layer.weight, **arguments | ({"std": std} if init == "random" else {}), generator=rng)
+    if layer.bias is not None and init == "pytorch":
+        bound = layer.weight[0].numel() ** -0.5  # the number of inputs
+        nn.init.uniform_(layer.bias, -bound, bound, generator=rng)
+    elif layer.bias is not None:
         nn.init.zeros_(layer.bias)
 
 
@@ -179,12 +197,18 @@ def cut_after(model, number):
     return model
 
 
-def augment(x, flip, shift, erase, rng):
+def augment(x, flip, shift, erase, rng, rotate=0.0):
     """A randomly changed copy of the tensor x (N, 1, H, W), as data.augment makes it of arrays."""
     n, _, height, width = x.shape
     device = {"generator": rng, "device": x.device}
     if flip:
         x = torch.where(torch.rand(n, 1, 1, 1, **device) < 0.5, x.flip(3), x)
+    if rotate:
+        angle = torch.deg2rad(rotate * (2 * torch.rand(n, **device) - 1))
+        cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
+        rows = [cos, -sin * height / width, zero, sin * width / height, cos, zero]  # coordinates in [-1, 1]
+        grid = F.affine_grid(torch.stack(rows, dim=1).view(n, 2, 3), x.shape, align_corners=False)
+        x = F.grid_sample(x, grid, align_corners=False)
     if shift:
         x = F.pad(x, 4 * (shift,))
         down, right = torch.randint(2 * shift + 1, (2, n, 1, 1), **device)
@@ -295,7 +319,7 @@ class Trainer:
     def __init__(self, images, s, model=None, head=None):
         self.s, self.head, self.processes, self.device = s, head, Processes(), pick_device(s.device)
         if model is None:
-            pixels = data.mean_std(images.train.X)
+            pixels = data.normalization_stats(images.train.X, s.normalize)
             model = CNN(s, len(images.classes), *pixels, generator("cpu", s.seed), images.image_shape)
         if head:
             model.classifier = head
@@ -397,12 +421,13 @@ def train(images, s, folder=None, model=None, head=None, on_epoch=lambda history
         start, (loss_sum, num_correct) = time.perf_counter(), torch.zeros(2, device=device)
         rng = generator(device, s.seed, epoch, processes.rank + 1)
         torch.manual_seed(generator("cpu", s.seed, epoch, processes.rank + 1, 1).initial_seed())  # dropout
+        factor = run.lr_factor(trainer.history, s.schedule, s.plateau_patience)
         batches, losses = trainer.batches(len(y), epoch), []
         model.train()
         for step, batch in enumerate(batches, epoch * steps):
-            lr = lr_at(step / (s.epochs * steps), s)
+            lr = factor * lr_at(step / (s.epochs * steps), s)
             shard, loss_scale = processes.shard(batch)
-            x = to_channels_last(augment(X[shard], s.flip, s.shift, s.erase, rng))
+            x = to_channels_last(augment(X[shard], s.flip, s.shift, s.erase, rng, s.rotate))
             loss, correct = trainer.train_step(x, y[shard], lr, loss_scale)
             loss_sum += loss * len(batch) / processes.world_size
             num_correct += correct
@@ -587,10 +612,14 @@ def check_settings(s):
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     if max(s.pool_after, default=0) > len(s.channels) or not s.channels:
         raise run.Error(f"--pool-after: there are {len(s.channels)} convolutions")
+    if max(s.dropout_after, default=0) > len(s.channels):
+        raise run.Error(f"--dropout-after: there are {len(s.channels)} convolutions")
     if {len(s.kernel_sizes), len(s.padding) or 1} - {1, len(s.channels)}:
         raise run.Error("--kernel-sizes, --padding: give one value, or one for each convolution")
     if not s.padding and any(kernel % 2 == 0 for kernel in s.kernel_sizes):
         raise run.Error("--kernel-sizes: even kernels cannot keep the size of the maps: give --padding")
+    if s.train_on_val and s.schedule == "plateau":
+        raise run.Error("--train-on-val: leaves no images for --schedule plateau")
     if world_size > 1 and (s.seeds > 1 or s.compile):
         raise run.Error("--seeds, --compile: not under torchrun")
     if s.batch_size < world_size * (1 + (s.norm == "batch")):
@@ -607,11 +636,11 @@ def quick_settings(s):
 
 def curves(histories, title, s):
     """Figure of loss and accuracy by epoch; histories: {name: history}."""
-    return plots.curves(histories, title, s.flip or s.shift or s.erase, s.label_smoothing, s.train_on_val)
+    return plots.curves(histories, title, data.is_augmented(s), s.label_smoothing, s.train_on_val)
 
 
 def run_once(s, images=None):
-    """One run: load, train, extract, evaluate, save. Returns its folder, history, metrics and model."""
+    """One run: load, train, extract, evaluate, save. Returns its folder, history, metrics, model, logits."""
     check_settings(s)
     images = images or data.load(s)
     data.check_augmentation(s, images)
@@ -635,7 +664,9 @@ def run_once(s, images=None):
         details = {"parameters": sum(p.numel() for p in model.parameters()), **model.compute}
         details["features"] = features.test.X.shape[1]
         metrics = folder.finish(images, model.name, results, plots.evaluation, **details)
-    return SimpleNamespace(folder=folder.path, history=history, metrics=metrics, model=model)
+    return SimpleNamespace(
+        folder=folder.path, history=history, metrics=metrics, model=model, logits=results.logits
+    )
 
 
 def main(argv=None):

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
+from scipy import ndimage
 from tqdm import tqdm
 
 import run
@@ -158,13 +159,15 @@ def mean_std(X):
 
 
 def normalization_stats(X, normalize):
-    """(mean, std) for X (N, 28, 28): "none" 0 and 1, "global" over all pixels, "per_pixel" arrays (28, 28).
+    """(mean, std) for X (N, 28, 28): "global" over all pixels, "per_pixel" arrays (28, 28).
+
+    "none" keeps pixels in [0, 1], "symmetric" scales them to [-1, 1].
 
     Use the training split only. A pixel with a standard deviation below 0.01, three gray levels, keeps its
     scale: otherwise a shifted or mirrored image could be hundreds of standard deviations away.
     """
-    if normalize == "none":
-        return 0.0, 1.0
+    if normalize in ("none", "symmetric"):
+        return (0.0, 1.0) if normalize == "none" else (0.5, 0.5)
     if normalize == "global":
         return mean_std(X)
     mean, std = X.mean(axis=0, dtype=np.float64), X.std(axis=0, dtype=np.float64)
@@ -178,15 +181,19 @@ def standardize(X, mean, std):
     return X
 
 
-def augment(X, rng, flip=False, shift=0, erase=0):
+def augment(X, rng, flip=False, shift=0, erase=0, rotate=0.0):
     """A randomly changed copy of training images X (N, 28, 28); each image is drawn independently.
 
     flip: mirror with probability 0.5. shift: by up to this many pixels both ways, filled with 0. erase: with
     probability 0.5, replace a square of this many pixels by noise (random erasing, Zhong et al. 2020).
+    rotate: by up to this many degrees both ways, about the center, filled with 0.
     """
     n, *shape = X.shape
     if flip:
         X = np.where(rng.random(n)[:, None, None] < 0.5, X[:, :, ::-1], X)
+    if rotate:
+        degrees = rng.uniform(-rotate, rotate, n)
+        X = np.stack([ndimage.rotate(*pair, reshape=False, order=1) for pair in zip(X, degrees, strict=True)])
     if shift:
         padded = np.pad(X, ((0, 0), (shift, shift), (shift, shift)))
         windows = np.lib.stride_tricks.sliding_window_view(padded, shape, axis=(1, 2))
@@ -200,6 +207,11 @@ def augment(X, rng, flip=False, shift=0, erase=0):
         inside &= rng.random(n)[:, None, None] < 0.5
         X = np.where(inside, rng.random(X.shape, dtype=np.float32), X)
     return X
+
+
+def is_augmented(s):
+    """Whether the settings s change the training images."""
+    return bool(s.flip or s.shift or s.erase or s.rotate)
 
 
 def batches(n, batch_size, rng):

@@ -29,6 +29,7 @@ QUICK: bool = False  # smoke test: 2 seeds, 1 epoch, one learning rate, a subset
 DATASET: str = ""  # as in the scripts; "": the script's
 PLAIN: bool = False  # sweep: start from the studies' plain baseline instead of the script's constants
 FRESH: bool = False  # repeat finished runs
+FINISHED: bool = False  # write tables and figures of the finished runs, start no others
 JOBS: int = 0  # number of processes, of 0.4 to 1 GB each; 0: the number of cores
 DASK: str = ""  # address of a Dask scheduler; its workers: PYTHONPATH=. dask worker ADDRESS --nthreads 1
 OUTPUT_DIR: str = ""  # "": runs/studies, or with --quick runs/studies/quick
@@ -117,7 +118,7 @@ def main(argv=None):
     if not studies:
         return print(listing())
     folder = Path(s.output_dir or run.ROOT / ("runs/studies/quick" if s.quick else "runs/studies"))
-    runner = Runner(STORE, s.jobs or joblib.cpu_count(), s.dask, s.fresh)
+    runner = Runner(STORE, s.jobs or joblib.cpu_count(), s.dask, s.fresh, s.finished)
     comparisons = [Comparison(study, runner, s, folder / study.name) for study in studies]
     try:
         for comparison in comparisons:

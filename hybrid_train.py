@@ -34,10 +34,14 @@ HEAD_HIDDEN: tuple[int, ...] = (256, 128)  # neurons of each hidden layer of the
 HEAD_ACTIVATION: Literal["relu", "leaky_relu", "tanh", "gelu", "sigmoid"] = "relu"  # of the MLP
 HEAD_NORM: Literal["none", "layer"] = "none"  # normalization before each activation of the MLP
 HEAD_DROPOUT: float = 0.0  # dropout probability in the MLP's hidden layers
+HEAD_INIT: Literal["he", "xavier", "lecun", "fan_out", "random"] = "he"  # initialization of the MLP's weights
+HEAD_OPTIMIZER: Literal["sgd", "momentum", "nesterov", "rmsprop", "adam"] = "adam"  # of the MLP
+HEAD_SCHEDULE: mlp.Schedule = "cosine"  # frozen: learning rate of the MLP
+HEAD_NORMALIZE: Literal["none", "global"] = "global"  # frozen: standardization of the features
 HEAD_EPOCHS: int = 3  # frozen: passes of the MLP over the features
-HEAD_LEARNING_RATE: float = 0.0003  # frozen: initial learning rate of the MLP (Adam, cosine)
+HEAD_LEARNING_RATE: float = 0.0003  # frozen: initial learning rate of the MLP
 HEAD_BATCH_SIZE: int = 128  # frozen: feature vectors per step
-JOINT_LEARNING_RATE: float = 0.001  # joint: peak learning rate of the MLP (Adam), schedule as the CNN's
+JOINT_LEARNING_RATE: float = 0.001  # joint: peak learning rate of the MLP, schedule as the CNN's
 FEATURE_LAYER: int = 0  # frozen: number of the convolution that gives the features; 0: the last layer
 BACKBONE: str = ""  # backbone.safetensors of an earlier run, used frozen or as the start; "" trains one
 HEAD: str = ""  # head.safetensors next to that backbone: start of joint training
@@ -72,17 +76,17 @@ class NumpyMLPFunction(torch.autograd.Function):
 
 
 class NumpyHead(nn.Module):
-    """The NumPy MLP `mlp` in place of a CNN's classifier; `step` updates it with its own optimizer (Adam).
+    """The NumPy MLP `mlp` in place of a CNN's classifier; `step` updates it with its own optimizer.
 
     Features are standardized by the MLP's mean and std. The MLP's parameters are also a buffer of this
     module, so that PyTorch averages, moves and copies them with the rest; in eval mode the buffer's values
     are used.
     """
 
-    def __init__(self, mlp_, learning_rate=0.0):
+    def __init__(self, mlp_, learning_rate=0.0, optimizer="adam"):
         super().__init__()
         self.mlp, self.learning_rate = mlp_, learning_rate
-        self.optimizer = mlp.Optimizer("adam", mlp_.params, mlp_.grads)
+        self.optimizer = mlp.Optimizer(optimizer, mlp_.params, mlp_.grads)
         self.register_buffer("params", torch.tensor(mlp_.params))
 
     def forward(self, features):
@@ -115,14 +119,15 @@ class NumpyHead(nn.Module):
 
 
 def head_settings(s):
-    """The settings of mlp_from_scratch.py for training on features: Adam, cosine, no regularization."""
+    """The settings of mlp_from_scratch.py for training on features, without regularization."""
     names = ("hidden", "activation", "norm", "dropout", "epochs", "learning_rate", "batch_size")
+    names += ("init", "optimizer", "schedule", "normalize")
     options = {name: getattr(s, f"head_{name}") for name in names}
     zeros = ("warmup", "weight_decay", "label_smoothing", "input_dropout", "max_grad_norm", "ema_decay")
-    zeros += ("l1", "l2", "patience", "shift", "erase")
-    options |= dict.fromkeys(zeros, 0) | {"flip": False, "normalize": "global", "seed": s.seed}
+    zeros += ("l1", "l2", "patience", "shift", "erase", "rotate")
+    options |= dict.fromkeys(zeros, 0) | {"flip": False, "seed": s.seed}
     options["train_on_val"] = s.train_on_val  # for the names of the curves
-    return mlp.settings(loss="softmax", init="he", optimizer="adam", schedule="cosine", **options)
+    return mlp.settings(loss="softmax", **options)
 
 
 def save(path, model, s, **metadata):
@@ -175,7 +180,7 @@ def load_head(num_features, images, s):
     if network.config["sizes"][0] != num_features or tuple(metadata["classes"]) != images.classes:
         raise run.Error(f"{s.head}: is an MLP {network.name}; this CNN has {num_features} features")
     network.mean, network.std = float(network.mean), float(network.std)  # as tensors are standardized by them
-    return NumpyHead(network, s.joint_learning_rate)
+    return NumpyHead(network, s.joint_learning_rate, s.head_optimizer)
 
 
 def train_frozen(images, s, folder, model):
@@ -227,8 +232,9 @@ def train_joint(images, s, folder, model):
     else:
         rngs, sizes = mlp.make_rngs(s.seed), (num_features, *s.head_hidden, len(images.classes))
         options = {"activation": s.head_activation, "norm": s.head_norm, "dropout": s.head_dropout}
+        options["init"] = s.head_init
         network = mlp.MLP(sizes, rngs["init"], rngs["dropout"], **options)
-        head = NumpyHead(network, s.joint_learning_rate)
+        head = NumpyHead(network, s.joint_learning_rate, s.head_optimizer)
     # One BLAS thread: OpenBLAS's threads keep spinning after each product while PyTorch's wait for a core
     with threadpool_limits(1, user_api="blas"):
         model, history = cnn.train(images, s, folder, model, head)
@@ -262,7 +268,7 @@ def check_settings(s):
 
 
 def run_once(s, images=None):
-    """One run: load, train, evaluate, save. Returns its folder, history, metrics and model."""
+    """One run: load, train, evaluate, save. Returns its folder, history, metrics, model and logits."""
     check_settings(s)
     images = images or data.load(s)
     data.check_augmentation(s, images)
@@ -285,7 +291,9 @@ def run_once(s, images=None):
         details["parameters"] = sum(p.numel() for p in model.backbone.parameters()) + len(network.params)
         name = f"{model.name} + NumPy MLP {network.name}"
         metrics = folder.finish(images, name, results, plots.evaluation, rows, **details, **model.compute)
-    return SimpleNamespace(folder=folder.path, history=history, metrics=metrics, model=model)
+    return SimpleNamespace(
+        folder=folder.path, history=history, metrics=metrics, model=model, logits=results.logits
+    )
 
 
 def main(argv=None):

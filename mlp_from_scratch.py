@@ -28,7 +28,7 @@ import monitor
 import plots
 import run
 
-Schedule = Literal["constant", "step", "exponential", "cosine", "linear", "plateau"]
+Schedule = Literal["constant", "step", "exponential", "cosine", "linear", "plateau", "halve"]
 
 # Edit here, or use flags: EPOCHS is --epochs. The first ten are the ones to change first.
 EPOCHS: int = 40  # passes over the training set
@@ -43,10 +43,11 @@ WEIGHT_DECAY: float = 0.1  # decoupled weight decay, of weights only; use less w
 FLIP: bool = True  # mirror each training image with probability 0.5
 SHIFT: int = 0  # random shift of training images, in pixels
 ERASE: int = 0  # side of a square of noise in half of the training images, in pixels
+ROTATE: float = 0.0  # random rotation of training images, up to this many degrees
 AUGMENT_ONCE: bool = False  # augment once before training, instead of anew for every batch
-NORMALIZE: Literal["none", "global", "per_pixel"] = "global"  # standardization of the pixels
+NORMALIZE: Literal["none", "symmetric", "global", "per_pixel"] = "global"  # standardization of the pixels
 TTA: Literal["none", "flip", "shifts", "6_views", "10_views", "18_views"] = "flip"  # test-time augmentation
-INIT: Literal["he", "xavier", "lecun", "random"] = "he"  # initialization of the weights
+INIT: Literal["he", "xavier", "lecun", "fan_out", "random"] = "he"  # initialization of the weights
 INIT_SCALE: float = 0.01  # standard deviation of the weights with INIT = "random"
 LOSS: Literal["softmax", "sigmoid"] = "softmax"  # cross-entropy of the softmax, or of a sigmoid per class
 LABEL_SMOOTHING: float = 0.1  # fraction of each label that is spread over all classes
@@ -67,6 +68,7 @@ LIMITS = {
     **dict.fromkeys(("WEIGHT_DECAY", "SHIFT", "ERASE", "MAX_GRAD_NORM", "L1", "L2", "PATIENCE"), (0, 10**6)),
     **dict.fromkeys(("DROPOUT", "INPUT_DROPOUT", "LABEL_SMOOTHING", "MOMENTUM", "WARMUP"), (0, 0.999)),
     "EMA_DECAY": (0, 0.999999),
+    "ROTATE": (0, 180),
 }
 
 
@@ -111,6 +113,7 @@ INITS = {
     "he": lambda n_in, n_out, scale: 2 / n_in,  # He et al. 2015, eq. 10: keeps the signal's through ReLUs
     "xavier": lambda n_in, n_out, scale: 2 / (n_in + n_out),  # Glorot and Bengio 2010, eq. 12
     "lecun": lambda n_in, n_out, scale: 1 / n_in,  # LeCun et al. 1998, section 4.6
+    "fan_out": lambda n_in, n_out, scale: 1 / n_out,  # keeps that of the gradients in linear layers
     "random": lambda n_in, n_out, scale: scale**2,
 }
 
@@ -488,7 +491,7 @@ def lr_at(step, total, s):
     During s.warmup of the training it rises linearly to its peak. Then "linear" falls linearly to 0 (Smith
     and Topin 2018, without their last phase), "cosine" falls to 0 along half a cosine (Loshchilov and Hutter
     2017, eq. 5), "exponential" falls to a hundredth, "step" falls to a tenth at one half of the rest and to a
-    hundredth at three quarters (He et al. 2016, section 4.2); "constant" and "plateau" stay at the peak.
+    hundredth at three quarters (He et al. 2016, section 4.2); the others stay at the peak: run.lr_factor.
     """
     warmup = round(s.warmup * total)
     if step < warmup:
@@ -497,21 +500,6 @@ def lr_at(step, total, s):
     factors = {"linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2, "exponential": 0.01**done}
     factors["step"] = 1 if done < 0.5 else 0.1 if done < 0.75 else 0.01
     return s.learning_rate * factors.get(s.schedule, 1)
-
-
-def plateau_factor(losses, patience=3):
-    """The factor of the learning rate after epochs with these validation losses, for the schedule "plateau".
-
-    It is divided by 10 when the loss has not improved by 0.01 % for more than `patience` epochs, as by
-    torch.optim.lr_scheduler.ReduceLROnPlateau, whose patience is 10, and which ignores changes below 1e-8.
-    """
-    factor, best, num_bad_epochs = 1.0, math.inf, 0
-    for loss in losses:
-        num_bad_epochs = 0 if loss < best * (1 - 1e-4) else num_bad_epochs + 1
-        best = loss if num_bad_epochs == 0 else best
-        if num_bad_epochs > patience:
-            factor, num_bad_epochs = factor / 10, 0
-    return factor
 
 
 def make_rngs(seed):
@@ -573,7 +561,8 @@ class Trainer:
 
     def augment(self, X):
         """The network's inputs (n, features): X (n, H, W) in [0, 1], or features, augmented, standardized."""
-        X = data.augment(X, self.rngs["augment"], self.s.flip, self.s.shift, self.s.erase)
+        s = self.s
+        X = data.augment(X, self.rngs["augment"], s.flip, s.shift, s.erase, s.rotate)
         return data.standardize(X, self.model.mean, self.model.std)
 
     def evaluate(self, X, y):
@@ -627,19 +616,18 @@ def train(images, s, folder=None, on_epoch=lambda history: False):
     """
     trainer = Trainer(images, s)
     model, X, y = trainer.model, images.train.X, images.train.y
-    augmented = bool(s.flip or s.shift or s.erase) and not s.augment_once  # each batch anew
+    augmented = data.is_augmented(s) and not s.augment_once  # each batch anew
     if not augmented:
         X = trainer.augment(X)  # (N, 28, 28) -> (N, 784)
     if s.resume and (checkpoint := folder.load_checkpoint()):  # after the only draw of s.augment_once
         trainer.load_state_dict(*checkpoint)
     epoch, steps = len(trainer.history["epoch"]), math.ceil(len(y) / s.batch_size)
-    plateau = s.schedule == "plateau"
     bar = tqdm(total=s.epochs * steps, initial=epoch * steps, disable=None if folder else True, leave=False)
     with bar, np.errstate(over="ignore", invalid="ignore"):  # run.Diverged says it better
         while epoch < s.epochs and not (s.patience and epoch - trainer.best_epoch >= s.patience):
             start, epoch, loss_sum, num_correct = time.perf_counter(), epoch + 1, 0.0, 0
             batches = data.batches(len(y), s.batch_size, trainer.rngs["shuffle"])
-            factor = plateau_factor(trainer.history.get("val_loss", ())) if plateau else 1
+            factor = run.lr_factor(trainer.history, s.schedule)
             for step, batch in enumerate(batches, (epoch - 1) * steps):
                 if batch is batches[-1]:
                     trainer.monitor.before_step()
@@ -683,7 +671,7 @@ def train(images, s, folder=None, on_epoch=lambda history: False):
 
 def curves(histories, title, s):
     """Figure of loss and accuracy by epoch; histories: {name: history}."""
-    return plots.curves(histories, title, s.flip or s.shift or s.erase, s.label_smoothing, s.train_on_val)
+    return plots.curves(histories, title, data.is_augmented(s), s.label_smoothing, s.train_on_val)
 
 
 def training_figures(trainer, images, steps):
@@ -691,7 +679,7 @@ def training_figures(trainer, images, steps):
     model, s, history, watched = trainer.model, trainer.s, trainer.history, trainer.monitor
     title, shape = plots.run_title(f"NumPy MLP {model.name}", images.name, s.seed), images.train.X.shape[1:]
     rates = [lr_at(step, s.epochs * steps, s) for step in range(len(history["epoch"]) * steps)]
-    if s.schedule == "plateau":  # which lowers it after an epoch
+    if s.schedule in ("plateau", "halve"):  # which lower it after an epoch
         rates = np.repeat(history["learning_rate"], steps)
     layers = monitor.distributions(model, watched.X, images.train.y[:1000], trainer.loss)
     figures = {
@@ -739,7 +727,7 @@ def check_settings(s):
 
 
 def run_once(s, images=None):
-    """One run: load, train, evaluate, save. Returns its folder, history, metrics and model."""
+    """One run: load, train, evaluate, save. Returns its folder, history, metrics, model and logits."""
     check_settings(s)
     images = images or data.load(s)
     data.check_augmentation(s, images)
@@ -752,7 +740,9 @@ def run_once(s, images=None):
             save(folder.path / "weights.safetensors", model, loss=s.loss, **metadata)
         name, num_params = f"NumPy MLP {model.name}", len(model.params)
         metrics = folder.finish(images, name, results, plots.evaluation, parameters=num_params)
-    return SimpleNamespace(folder=folder.path, history=history, metrics=metrics, model=model)
+    return SimpleNamespace(
+        folder=folder.path, history=history, metrics=metrics, model=model, logits=results.logits
+    )
 
 
 def main(argv=None):

@@ -472,6 +472,25 @@ def cross_entropy(logits, y):
     return -float(log_softmax(logits, axis=1)[np.arange(len(y)), y].mean()), None
 
 
+def lr_factor(history, schedule, patience=3):
+    """The factor of the learning rate after the epochs of `history` {column: [value of each epoch]}.
+
+    "plateau" divides the rate by 10 when the validation loss has not improved by 0.01 % for more than
+    `patience` epochs, as torch.optim.lr_scheduler.ReduceLROnPlateau, whose patience is 10, and which ignores
+    changes below 1e-8. "halve" halves it after each epoch whose training loss is higher than the one before.
+    """
+    if schedule == "halve":
+        losses = history.get("train_loss", ())
+        return 0.5 ** sum(later > earlier for earlier, later in itertools.pairwise(losses))
+    factor, best, num_bad_epochs = 1.0, math.inf, 0
+    for loss in history.get("val_loss", ()) if schedule == "plateau" else ():
+        num_bad_epochs = 0 if loss < best * (1 - 1e-4) else num_bad_epochs + 1
+        best = loss if num_bad_epochs == 0 else best
+        if num_bad_epochs > patience:
+            factor, num_bad_epochs = factor / 10, 0
+    return factor
+
+
 def accuracy(logits, y):
     """Share of the rows of logits (N, C) whose largest value is that of the label, y (N,)."""
     return float(np.mean(logits.argmax(axis=1) == y))

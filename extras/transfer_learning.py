@@ -151,7 +151,7 @@ def imagenet_weights():
 def train_frozen(model, images, s, folder):
     """Train the NumPy MLP on the model's features, as its classifier: (model, history, results)."""
     head = {"head_hidden": s.fc, "head_dropout": s.fc_dropout, "head_activation": "relu", "head_norm": "none"}
-    mlp_s = hybrid_train.head_settings(SimpleNamespace(**vars(s) | head))
+    mlp_s = hybrid_train.head_settings(SimpleNamespace(**vars(hybrid_train.settings()) | vars(s) | head))
     classifier, model.classifier = model.classifier, nn.Identity()  # so that all classifiers share the cache
     cache = run.ROOT / "runs" / "resnet18_features" / f"{s.input_size or 64}.npz"
     cache.parent.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,5 @@
 """The studies of experiments.py. STUDIES: {name: Study}, in the order in which they are listed."""
 
-from studies import both, cnn, mlp
+from studies import as_made, both, cnn, mlp
 
-STUDIES = {study.name: study for module in (mlp, cnn, both) for study in module.STUDIES}
+STUDIES = {study.name: study for module in (mlp, cnn, both, as_made) for study in module.STUDIES}

@@ -1,6 +1,6 @@
 """Studies of the CNN, from a plain baseline: 16-32-64, 3 x 3, max-pooling after each, ReLU, Adam, 5 epochs.
 
-Three seeds, at a smaller budget than the MLP's. `references` trains the networks of the similar projects.
+Three seeds, at a smaller budget than the MLP's.
 """
 
 from studies.study import study, vary
@@ -41,36 +41,6 @@ OPTIMIZERS = {
     "nesterov": {"optimizer": "nesterov", "learning_rates": (0.05, 0.15, 0.5)},
 }
 
-# The networks of similar projects, with their hyper-parameters as published. Of the first three, neither
-# learning rate nor epochs are: theirs is Adam with PyTorch's default learning rate, 10 epochs.
-FIVE = {"channels": (32, 64, 128, 256, 512), "pool_after": (1, 2, 5), "norm": "none"}
-FIVE_BATCH_NORM = FIVE | {"pool_after": (1, 2, 3, 4), "norm": "batch", "block_order": "norm_activation_pool"}
-TWO = {"channels": (32, 64), "pool_after": (1, 2), "kernel_sizes": (5,), "norm": "none", "fc": (128,)}
-LADDER = {"channels": (64, 128), "pool_after": (1, 2), "padding": (1, 0)}
-LADDER |= {"block_order": "activation_norm_pool"}
-LADDER_FC = LADDER | {"fc": (1024, 1024), "fc_norm": True}
-ADAM = {"optimizer": "adam", "learning_rate": 0.001, "schedule": "constant", "warmup": 0.01, "epochs": 10}
-ADAM |= {"batch_size": 64, "weight_decay": 0.0, "ema_decay": 0.0, "label_smoothing": 0.0}
-ADAM |= {"flip": False, "shift": 0}
-ADAM_20 = ADAM | {"epochs": 20}
-ADAMW = ADAM | {"optimizer": "adamw", "learning_rate": 0.0003, "weight_decay": 0.01}
-NETWORKS = {  # name: (network, hyper-parameters as published, fraction of validation images, reported)
-    "5 convolutions": (FIVE, ADAM, 0.2, "-"),
-    "5 convolutions, batch norm": (FIVE_BATCH_NORM, ADAM, 0.2, "93.28 %"),
-    "5 convolutions, dropout": (FIVE | {"dropout": 0.2, "fc": (128,)}, ADAM, 0.2, "about 92 %"),
-    "2 convolutions": (TWO, ADAM_20, 0.2, "91.57 %"),
-    "2 convolutions, dropout 0.4": (TWO | {"fc_dropout": 0.4}, ADAM_20, 0.2, "92.40 %"),
-    "ladder v1": (LADDER, ADAMW, 0.1, "91.73 %"),
-    "ladder v2": (LADDER_FC, ADAMW, 0.1, "92.54 %"),
-    "ladder v3": (LADDER_FC | {"dropout": 0.1, "fc_dropout": 0.1}, ADAMW, 0.1, "93.19 %"),
-}
-REFERENCES = {}  # two variants of each network: as published, and with this project's recipe for 10 epochs
-for name, (network, published, val_fraction, _) in NETWORKS.items():
-    recipe = {"learning_rate": 0.02 if network.get("norm") == "none" else 0.2, "epochs": 10}
-    REFERENCES[f"{name}, as published"] = network | published | {"val_fraction": val_fraction}
-    REFERENCES[f"{name}, our recipe"] = network | recipe | {"val_fraction": val_fraction}
-AS_PUBLISHED = {f"{name}, our recipe": f"{name}, as published" for name in NETWORKS}
-
 
 def plain(name, variants, baseline, fixed=PLAIN, rates=RATES, seeds=3, **options):
     return study(name, "cnn", variants, baseline, fixed, rates, seeds, **options)
@@ -85,5 +55,4 @@ STUDIES = (
     plain("cnn_dropout", DROPOUTS, "0", PLAIN | {"fc": (128,)}),
     plain("cnn_augmentation", AUGMENTATIONS, "none", PLAIN | BATCH_NORM | {"epochs": 8}, HIGHER),
     plain("cnn_optimizer", OPTIMIZERS, "adam", PLAIN | BATCH_NORM, HIGHER),
-    plain("references", REFERENCES, "", {}, (), 1, baselines=AS_PUBLISHED),
 )

@@ -16,21 +16,26 @@ from sklearn.manifold import TSNE
 import cnn_feature_extraction as cnn
 import plots
 import run
-from studies import finished, output, tables
+from studies import as_made, finished, output, published, tables
 
 NUM_THUMBNAILS, SIDE = 1_500, 42  # test images on the map of top.png, which has SIDE x SIDE places
 
 
-def accuracy_vs_parameters(runs, references):
-    """Test accuracy against the number of parameters: a dot for each seed, a mark for each reference."""
-    title = "Test accuracy and number of parameters\nFashion-MNIST, a dot for each seed"
-    fig, axes = plots.figure(title, 9, 5.6)
-    ax, markers = axes[0, 0], ["o"] * len(runs) + list("sDv^<>")
-    for result, marker in zip([*runs, *references], markers, strict=False):
-        y, name = [100 * value for value in result.accuracies.values()], result.metrics["model"]
-        x, label = [result.metrics["parameters"]] * len(y), name if marker == "o" else f"reference: {name}"
-        color = plots.color_of(name) if marker == "o" else plots.GREY
-        ax.plot(x, y, marker, alpha=0.7, label=label, color=color)
+def accuracy_vs_parameters(runs, networks):
+    """Mean test accuracy against the number of parameters: our runs, and the projects' networks as made."""
+    fig, axes = plots.figure(
+        "Test accuracy and number of parameters, Fashion-MNIST, means over seeds", 9, 5.6
+    )
+    ax, markers = axes[0, 0], iter("osD^v")
+    for result in runs:
+        x, y = result.metrics["parameters"], 100 * result.metrics["test_accuracy"]
+        color = plots.color_of(result.metrics["model"])
+        ax.plot(x, y, next(markers), color=color, markersize=8, label=result.metrics["model"])
+    kinds = {"mlp": ("x", "projects' MLPs as made"), "cnn": ("+", "projects' CNNs and hybrids as made")}
+    for kind, (marker, label) in kinds.items():
+        found = [n for n in networks.values() if (n["script"] == "mlp") == (kind == "mlp")]
+        x, y = [n["parameters"] for n in found], [100 * n["test_accuracy"] for n in found]
+        ax.plot(x, y, marker, color=plots.GREY, label=label)
     ax.set(xlabel="number of parameters", ylabel="test accuracy (%)", xscale="log")
     ax.grid(alpha=0.25)
     fig.legend(*ax.get_legend_handles_labels(), ncols=2, **plots.LEGEND)
@@ -80,13 +85,15 @@ def main():
     parser.add_argument("--output-dir", type=Path, default=run.ROOT / "results/figures")
     given, results = parser.parse_args(), run.ROOT / "results"
     runs = finished.read_runs(results / folder for folder in tables.MODELS)
-    references = finished.read_runs(results / "references" / folder for folder in tables.REFERENCE_MLPS)
     hybrid, model = finished.read_run(given.run), cnn.restore(given.run / "backbone.safetensors")[0]
     features = cnn.features_of(model, cnn.as_tensor(model, hybrid.images.test.X)).numpy()
     figure = top(hybrid.images, features, hybrid.predicted[hybrid.first], runs)
     output.save_figure(given.output_dir / "top.png", figure)
-    figure = accuracy_vs_parameters(runs, references)
+    figure = accuracy_vs_parameters(runs, published.results_of("as_made"))
     output.save_figure(given.output_dir / "accuracy_vs_parameters.png", figure)
+    output.save_figure(results / "as_made/claims.png", published.draw_claims())
+    for number, network in enumerate(as_made.CHAINS, 1):
+        output.save_figure(results / f"as_made/why_{number}.png", published.draw_why(network))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
     python experiments.py compare runs/mlp_from_scratch/A runs/hybrid_train/B
 
-Runs are compared over the seeds that both have (paired t test), and image by image by one seed (McNemar's).
+Runs are compared over the seeds that both have (paired t test), over seeds and test images together
+(bootstrap), and image by image by one seed (McNemar's).
 """
 
 import functools
@@ -16,10 +17,10 @@ import numpy as np
 import data
 import plots
 import run
-from studies.output import aligned, percent
-from studies.statistics import correct, mcnemar, paired_test
+from studies.output import aligned, difference, percent
+from studies.statistics import bootstrap, correct, mcnemar, paired_test, verdict
 
-HEADER = ["first", "second", "difference (points)", "seeds", "p, paired t"]
+HEADER = ["first", "second", "seeds", "difference (points)", "verdict", "interval over seeds and images"]
 HEADER += ["only first right", "only second right", "p, McNemar"]
 
 
@@ -132,10 +133,11 @@ def same_test_images(first, second):
 def compare(runs):
     """A dict for each pair of runs with the same test images. Raises run.Error.
 
-    "first", "second": labels. "points", "std", "low", "high", "p_t": the paired t test over the "seeds" that
-    both have; where these are fewer than two, only "points". "only_first", "only_second", "p_mcnemar":
-    McNemar's test, image by image, of the first common seed, or else of both first ones: "mcnemar_seeds". The
-    p values are corrected (Holm).
+    "first", "second": labels. "points", "low", "high", "p", "p_holm", "verdict": the paired t test over the
+    "seeds" that both have; "low_images", "high_images": the bootstrap's interval over these seeds and the
+    images; where they are fewer than two, only "points". "only_first", "only_second", "p_mcnemar": McNemar's
+    test, image by image, of the first common seed, or else of both first ones: "mcnemar_seeds". p_holm and
+    p_mcnemar are corrected (Holm).
     """
     comparisons = []
     for first, second in itertools.combinations(runs, 2):
@@ -144,27 +146,29 @@ def compare(runs):
         common = [seed for seed in first.folders if seed in second.folders]
         a, b = seeds = (common[0], common[0]) if common else (first.first, second.first)
         y = first.images.test.y
-        only_first, only_second, p = mcnemar(first.predicted[a] == y, second.predicted[b] == y)
+        right = [{seed: classes == y for seed, classes in side.predicted.items()} for side in (first, second)]
+        only_first, only_second, p = mcnemar(right[0][a], right[1][b])
         comparison = {"first": first.label, "second": second.label, "seeds": len(common)}
         comparison |= {"only_first": only_first, "only_second": only_second, "p_mcnemar": p}
         comparison |= {"mcnemar_seeds": seeds, "points": 100 * (first.accuracies[a] - second.accuracies[b])}
         if len(common) > 1:
-            test = paired_test([100 * (first.accuracies[seed] - second.accuracies[seed]) for seed in common])
-            comparison |= {"std": test.pop("points_std"), "p_t": test.pop("p"), **test}
+            differences = [100 * (first.accuracies[seed] - second.accuracies[seed]) for seed in common]
+            low, high = bootstrap(*(np.stack([side[seed] for seed in common]) for side in right))
+            comparison |= paired_test(differences) | {"low_images": low, "high_images": high}
         comparisons.append(comparison)
-    for name in ("p_t", "p_mcnemar"):
-        correct(comparisons, name, name)
-    return comparisons
+    correct(comparisons, "p", "p_holm")
+    correct(comparisons, "p_mcnemar", "p_mcnemar")
+    return [c | ({"verdict": verdict(c)} if "p" in c else {}) for c in comparisons]
 
 
 def rows_of(comparisons):
     """The rows of HEADER, of the dicts that `compare` returns."""
     rows = []
     for c in comparisons:
-        paired = [f"{c['points']:+.2f}", str(c["seeds"]), "-"]
-        if "p_t" in c:
-            paired[0] += f" ({c['low']:+.2f} to {c['high']:+.2f})"
-            paired[2] = p_value(c["p_t"])
+        paired = [str(c["seeds"]), f"{c['points']:+.2f}", "-", "-"]
+        if "verdict" in c:
+            paired[1:3] = difference(c)
+            paired[3] = f"{c['low_images']:+.2f} to {c['high_images']:+.2f}"
         counts = [f"{c['only_first']:,}", f"{c['only_second']:,}", p_value(c["p_mcnemar"])]
         rows.append([c["first"], c["second"], *paired, *counts])
     return rows

@@ -29,7 +29,7 @@ import mlp_from_scratch as mlp
 import plots
 import run
 from studies import output, tables
-from studies.statistics import correct, mcnemar, paired_test
+from studies.statistics import correct, mcnemar
 
 BACKBONES: str = ""  # folder of a finished run of hybrid_train.py with --seeds; "" trains new ones
 
@@ -149,8 +149,8 @@ def results_of_seed(images, folder, s):
 
 
 def summarize(results):
-    """(heads, tests) of {seed: results}: accuracies over the seeds; a dict for each comparison."""
-    heads, tests = {}, []
+    """(heads, tests, spread) of {seed: results}: accuracies over the seeds; a dict for each comparison."""
+    heads = {}
     for key in next(iter(results.values())):
         name, split = key.split("/")
         if split != "chosen":
@@ -159,22 +159,20 @@ def summarize(results):
             head["by_seed"][f"{split}_accuracy"] = values
             head[f"{split}_accuracy"] = statistics.fmean(values)
             head[f"{split}_accuracy_std"] = statistics.stdev(values)
-    for head, against in COMPARISONS:
-        by_seed = []
+    tests, spread = tables.compare_heads(heads, COMPARISONS)
+    for test in tests:
+        test["by_seed"] = []
         for seed, of_seed in results.items():
-            only_head, only_other, p = mcnemar(of_seed[f"{head}/test"], of_seed[f"{against}/test"])
-            counts = {"only_head_correct": only_head, "only_other_correct": only_other}
-            by_seed.append({"seed": seed, **counts, "p": p})
-        pairs = zip(*(heads[name]["by_seed"]["test_accuracy"] for name in (head, against)), strict=True)
-        test = paired_test([100 * (first - second) for first, second in pairs])
-        tests.append({"head": head, "against": against, "by_seed": by_seed, **test})
-    correct(tests, "p", "p_holm")
+            right = [of_seed[f"{test[side]}/test"] for side in ("variant", "against")]
+            only_variant, only_other, p = mcnemar(*right)
+            counts = {"only_variant_correct": only_variant, "only_other_correct": only_other}
+            test["by_seed"].append({"seed": seed, **counts, "p": p})
     correct([row for test in tests for row in test["by_seed"]], "p", "p_holm")
-    return heads, tests
+    return heads, tests, spread
 
 
 def draw(heads, title):
-    """Test accuracy of each head, and the paired differences: a dot for each seed, mean and 95 % interval."""
+    """Test accuracy of each head, and the differences: a dot for each seed, mean and 95 % interval."""
     size = {"nrows": 2, "height_ratios": (len(heads), len(COMPARISONS))}
     fig, axes = plots.figure(f"Classifiers on a CNN's features\n{title}", 9, 10, **size)
     values = {name: 100 * np.array(head["by_seed"]["test_accuracy"]) for name, head in heads.items()}
@@ -217,12 +215,13 @@ def main(argv):
     for seed in seeds:
         results[seed] = results_of_seed(images, folder, SimpleNamespace(**vars(s) | {"seed": seed}))
     output.save_figure(folder / "label_errors.png", label_errors(images, folder, s))
-    heads, tests = summarize(results)
+    heads, tests, spread = summarize(results)
     output.save_figure(folder / "study.png", draw(heads, f"{images.name}, {len(seeds)} seeds"))
     chosen = {}
     for seed in seeds:
         chosen[seed] = {k.split("/")[0]: v.item() for k, v in results[seed].items() if k.endswith("/chosen")}
     metrics = {"dataset": images.name, **images.sizes, "seeds": list(seeds), "heads": heads, "tests": tests}
+    metrics["spread"] = spread
     metrics |= {"chosen": chosen, "settings": vars(s), "command": run.command_line(), **run.environment()}
     run.write(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     print(f"\n{tables.heads(metrics)}\n{tables.head_tests(metrics)}")

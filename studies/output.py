@@ -13,9 +13,9 @@ from studies.runner import COLUMNS
 from studies.statistics import interval, not_learned, summarize, tests_of
 
 INTRODUCTION = Path(__file__).with_name("introduction.md")  # of README.md
-HEADER = ["variant", "learning rate", "validation", "test", "difference in points", "p", "on training images"]
-HEADER += ["seconds"]
-CLAIMS = ["of similar projects", "difference in points", "p"]
+HEADER = ["variant", "learning rate", "validation", "test", "difference in points", "verdict"]
+HEADER += ["on training images", "seconds"]
+CLAIMS = ["of similar projects", "difference in points", "verdict"]
 AXES = {"train_size": "training images", "label_noise": "fraction of wrong training labels"}
 AXES |= {"seconds": "training time (s), one thread"}
 COLORS = dict(zip(("mlp", "cnn", "hybrid"), plots.MODEL_COLORS.values(), strict=False))
@@ -52,10 +52,10 @@ def percent(metrics, name):
 
 
 def difference(test):
-    """["-0.34 (-0.44 to -0.23)", p] of an entry of `tests_of`, or ["-", "-"]."""
+    """["-0.34 (-0.44 to -0.23)", verdict] of a test of studies/statistics.py, or ["-", "-"]."""
     if not test:
         return ["-", "-"]
-    return [f"{test['points']:+.2f} ({test['low']:+.2f} to {test['high']:+.2f})", f"{test['p_holm']:.2g}"]
+    return [f"{test['points']:+.2f} ({test['low']:+.2f} to {test['high']:+.2f})", test["verdict"]]
 
 
 def tables(summary):
@@ -63,12 +63,12 @@ def tables(summary):
     results, baseline_of = summary["variants"], summary["baseline_of"]
     claims = STUDIES[summary["name"]].claims if summary["name"] in STUDIES else {}
     tests, rows = {}, []
-    for test in tests_of(results, baseline_of, claims):
+    for test in tests_of(results, baseline_of, claims)[0]:
         negated = {"points": -test["points"], "low": -test["high"], "high": -test["low"]}
         tests[test["variant"], test["against"]] = test
         tests[test["against"], test["variant"]] = test | negated
     for name, result in results.items():
-        points, p = difference(tests.get((name, baseline_of.get(name))))
+        points, verdict = difference(tests.get((name, baseline_of.get(name))))
         notes = [points]
         if points != "-" and len(set(baseline_of.values())) > 1:
             notes.append(f"to {baseline_of[name]}")
@@ -80,8 +80,17 @@ def tables(summary):
         val, test, train = (percent(result, f"{split}_accuracy") for split in ("val", "test", "train_eval"))
         name = f"**{name}** (baseline)" if name in baseline_of.values() else name
         seconds = f"{result['seconds']:.0f}" if "seconds" in result else "-"
-        rows.append([name, rate, val, test, "; ".join(notes), p, train, seconds])
+        rows.append([name, rate, val, test, "; ".join(notes), verdict, train, seconds])
     return rows, [[text, *difference(tests.get(pair))] for text, pair in claims.items()]
+
+
+def spread_text(spread):
+    """On which standard deviation a study's tests rest, as a sentence."""
+    if not spread:
+        return ""
+    blocks = ", seeds as blocks" if spread["blocks"] else ""
+    details = f"{spread['df']} degrees of freedom{blocks}; Levene's p = {spread['levene_p']:.2f}"
+    return f" Pooled standard deviation {spread['std']:.2f} points ({details})."
 
 
 def markdown(header, rows):
@@ -110,7 +119,10 @@ def section(summary):
     question, note = (study.question, study.note) if study else (summary["question"], summary["note"])
     rows, claims = tables(summary)
     cost = f"{summary['runs']} runs, {summary['run_seconds'] / 60:.0f} minutes of one core"
-    command = f"`{summary['command']}`. {caption(summary)}. {cost} ({summary['machine']['processor']})."
+    spread = spread_text(summary["spread"])
+    command = (
+        f"`{summary['command']}`. {caption(summary)}. {cost} ({summary['machine']['processor']}).{spread}"
+    )
     parts = [f"## {name}\n", f"{question} {note}".strip() + "\n", command + "\n", markdown(HEADER, rows)]
     parts += [f"![{question}]({name}/{name}.png)\n", *([markdown(CLAIMS, claims)] if claims else [])]
     return "\n".join(parts)

@@ -3,6 +3,7 @@
 Each result is a JSON file, found by its settings; those of a study are runs.csv.
 """
 
+import base64
 import contextlib
 import csv
 import functools
@@ -27,10 +28,10 @@ from studies.study import learning_rate_of, script_of
 
 RESULTS = ("val_accuracy", "test_accuracy", "test_loss", "test_ece", "parameters", "seconds")
 FULL_SPLIT = 48_000  # training images for which the studies' numbers of images are meant
-RESERVED = ("learning_rates", "script", "group", "from_backbone")  # of a variant: not settings
+RESERVED = ("learning_rates", "script", "group", "from_backbone", "seeds")  # of a variant: not settings
 WITH_HEAD = ("hybrid", "transfer")  # scripts that may train a head, for head_epochs
 COLUMNS = ["variant", "stage", "seed", "learning_rate", "epochs", "parameters", "val_accuracy"]
-COLUMNS += ["test_accuracy", "test_loss", "test_ece", "train_eval_accuracy", "seconds", "message"]
+COLUMNS += ["test_accuracy", "test_loss", "test_ece", "train_eval_accuracy", "seconds", "message", "correct"]
 QUIET = {"figures": False, "save_weights": False, "tta": "none"}  # settings of all runs
 
 
@@ -98,7 +99,18 @@ def execute(job, folder):
             run.write(weights_of(job, folder), Path(result.folder, "backbone.safetensors").read_bytes())
     row, history = {name: result.metrics[name] for name in RESULTS}, result.history
     row |= {"epochs": len(history["epoch"]), "train_eval_accuracy": history["train_eval_accuracy"][-1]}
+    row["correct"] = packed(result.logits["test"].argmax(axis=1) == images.test.y)
     return job, row | {"history": history}
+
+
+def packed(correct):
+    """Which test images are right, booleans (N,), as a text."""
+    return base64.b64encode(np.packbits(correct)).decode()
+
+
+def unpacked(text, n):
+    """The booleans (n,) of which `packed` has made a text."""
+    return np.unpackbits(np.frombuffer(base64.b64decode(text), np.uint8), count=n).astype(bool)
 
 
 def weights_of(job, folder):
@@ -114,11 +126,12 @@ def start_process():
 class Runner:
     """Runs jobs in `num_jobs` processes, or on a Dask scheduler's workers, and keeps their rows in `folder`.
 
-    fresh: rows of earlier commands are not used.
+    fresh: rows of earlier commands are not used; only_finished: no others are run.
     """
 
-    def __init__(self, folder, num_jobs=1, dask="", fresh=False):
+    def __init__(self, folder, num_jobs=1, dask="", fresh=False, only_finished=False):
         self.folder, self.fresh, self.finished = Path(folder).resolve(), fresh, {}
+        self.only_finished = only_finished
         self.folder.mkdir(parents=True, exist_ok=True)
         self.backend = {"backend": "loky", "n_jobs": num_jobs, "initializer": start_process}
         if dask:
@@ -136,12 +149,18 @@ class Runner:
         return job.key in self.finished and (not job.is_backbone or weights_of(job, self.folder).exists())
 
     def rows(self, jobs):
-        """{key: row} of the jobs: of those that are finished, and of the others after running them."""
+        """{key: row} of the jobs: of those that are finished, and of the others after running them.
+
+        Those of the first seed are run first.
+        """
         waiting = {job.key: job for job in jobs if not self.is_finished(job)}
-        backbones = {job.backbone.key: job.backbone for job in waiting.values() if job.backbone}
-        self.train([job for job in backbones.values() if not self.is_finished(job)])
-        self.train(waiting.values())
-        return {job.key: self.finished[job.key] for job in jobs}
+        if not self.only_finished:
+            backbones = {job.backbone.key: job.backbone for job in waiting.values() if job.backbone}
+            backbones |= {key: job for key, job in waiting.items() if job.is_backbone}
+            self.train([job for job in backbones.values() if not self.is_finished(job)])
+            others = [job for job in waiting.values() if not job.is_backbone]
+            self.train(sorted(others, key=lambda job: job.settings["seed"]))
+        return {job.key: self.finished[job.key] for job in jobs if job.key in self.finished}
 
     def train(self, jobs):
         """Run the jobs, and write each row as its run ends. Raises what a run raises."""
@@ -158,15 +177,20 @@ class Runner:
 
 
 def variants_of(study, options):
-    """Namespaces of the variants of a study. options: namespace with epochs and quick.
+    """Namespaces of the variants of a study, the first its backbone, if any. options: namespace with epochs,
+    quick, seeds.
 
-    label, script, changes, group, from_backbone; learning_rates: those to choose from, or (None,) for that of
-    the settings.
+    label, stage, script, changes, group, from_backbone, seeds; learning_rates: those to choose from, or
+    (None,) for that of the settings.
     """
     variants = []
-    for label, given in study.variants.items():
+    backbone = (
+        {"backbone": study.backbone | {"script": "cnn", "learning_rates": ()}} if study.backbone else {}
+    )
+    for label, given in (backbone | study.variants).items():
         script, own = given.get("script", study.script), {k: v for k, v in given.items() if k not in RESERVED}
-        changes = study.fixed | own | (epochs_of(script, options) if study.x != "seconds" else {})
+        fixed = {} if label == "backbone" else study.fixed
+        changes = fixed | own | (epochs_of(script, options) if study.x != "seconds" else {})
         rates = tuple(sorted(given.get("learning_rates", study.learning_rates))) or (None,)
         if learning_rate_of(script, changes) in own:
             rates = (None,)
@@ -174,6 +198,9 @@ def variants_of(study, options):
             rates = (rates[len(rates) // 2],)
         variant = SimpleNamespace(label=label, script=script, changes=changes, learning_rates=rates)
         variant.group, variant.from_backbone = given.get("group", ""), given.get("from_backbone", False)
+        variant.stage = "backbone" if label == "backbone" else "final"
+        seeds = given.get("seeds", study.seeds)
+        variant.seeds = range(options.seeds or (min(2, seeds) if options.quick else seeds))
         variants.append(variant)
     return variants
 
@@ -193,57 +220,48 @@ class Comparison:
 
     def __init__(self, study, runner, options, folder):
         self.study, self.runner, self.variants = study, runner, variants_of(study, options)
-        self.seeds = range(options.seeds or (min(2, study.seeds) if options.quick else study.seeds))
         self.overrides = {"dataset": options.dataset} if options.dataset else {}
         self.overrides |= {"quick": True} if options.quick else {}
-        self.backbones = {}
-        if study.backbone:
-            changes = study.backbone | epochs_of("cnn", options) | self.overrides
-            for seed in self.seeds:
-                self.backbones[seed] = make_job("cnn", changes | {"seed": seed}, is_backbone=True)
         jobs = [self.job(variant, variant.learning_rates[0], 0) for variant in self.variants]
         self.dataset = jobs[0].dataset
         self.known = {} if runner.fresh else known_rows(folder, self.variants, self.dataset.name)
 
     def job(self, variant, rate, seed):
         changes = variant.changes | self.overrides | {"seed": seed}
+        changes |= {"split_seed": seed} if self.study.resplit else {}
         if rate is not None:
             changes[learning_rate_of(variant.script, changes)] = rate
         frozen = variant.script == "hybrid" and changes.get("training", "frozen") == "frozen"
-        backbone = self.backbones.get(seed) if frozen or variant.from_backbone else None
-        return make_job(variant.script, changes, backbone)
+        on_backbone = self.study.backbone and (frozen or variant.from_backbone)
+        backbone = self.job(self.variants[0], None, seed) if on_backbone else None
+        return make_job(variant.script, changes, backbone, variant.stage == "backbone")
 
     def run(self):
         """All rows of runs.csv. Of learning rates that are equal on validation, the smallest is chosen."""
         tuned = [variant for variant in self.variants if len(variant.learning_rates) > 1]
-        cells = [(variant, rate, self.seeds[0]) for variant in tuned for rate in variant.learning_rates]
-        tuning, chosen = self.rows("tuning", cells), {}
+        tuning = self.rows("tuning", [(v, rate, v.seeds[0]) for v in tuned for rate in v.learning_rates])
+        cells = []
         for variant in self.variants:
             rows = [row for row in tuning if row["variant"] == variant.label]
             best = max(rows, key=lambda row: row.get("val_accuracy", -1.0), default=None)
-            chosen[variant.label] = best["learning_rate"] if best else variant.learning_rates[0]
-        final = self.rows("final", [(v, chosen[v.label], seed) for v in self.variants for seed in self.seeds])
-        backbones = []
-        for seed, job in self.backbones.items():
-            if job.key in self.runner.finished:  # not if all other rows were known
-                row = {"variant": "backbone", "stage": "backbone", "seed": seed}
-                row["learning_rate"] = job.learning_rate
-                backbones.append(row | self.runner.finished[job.key])
-        return backbones + tuning + final
+            rate = best["learning_rate"] if best else variant.learning_rates[0]
+            cells += [(variant, rate, seed) for seed in variant.seeds]
+        return tuning + self.rows("final", cells)
 
     def rows(self, stage, cells):
-        """A row of runs.csv for each of the cells (variant, learning rate, seed)."""
+        """A row of runs.csv for each of the cells (variant, learning rate, seed) that is finished."""
         jobs, rows = [self.job(*cell) for cell in cells], []
         for (variant, _, seed), job in zip(cells, jobs, strict=True):
-            row = {"variant": variant.label, "stage": stage, "seed": seed, "learning_rate": job.learning_rate}
+            place = stage if stage == "tuning" else variant.stage
+            row = {"variant": variant.label, "stage": place, "seed": seed, "learning_rate": job.learning_rate}
             rows.append(row | self.known.get(key_of(row), {}))
         missing = [(row, job) for row, job in zip(rows, jobs, strict=True) if key_of(row) not in self.known]
         results = self.runner.rows([job for _, job in missing])
         for row, job in missing:
-            row |= results[job.key]
-            for name in [name for name in row if stage == "tuning" and "test" in name]:
+            row |= results.get(job.key, {})
+            for name in [name for name in row if stage == "tuning" and ("test" in name or name == "correct")]:
                 del row[name]  # nobody chooses by test results
-        return rows
+        return [row for row in rows if "seconds" in row or "message" in row]
 
 
 def key_of(row):
@@ -273,6 +291,6 @@ def read_rows(path):
     """The rows of a runs.csv, with numbers for texts, without empty cells."""
     with open(path, newline="", encoding="utf-8") as file:
         table = list(csv.DictReader(file))
-    whole, texts = ("seed", "epochs", "parameters"), ("variant", "stage", "message")
+    whole, texts = ("seed", "epochs", "parameters"), ("variant", "stage", "message", "correct")
     kinds = dict.fromkeys(whole, int) | dict.fromkeys(texts, str)
     return [{name: kinds.get(name, float)(cell) for name, cell in row.items() if cell} for row in table]

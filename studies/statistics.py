@@ -1,4 +1,4 @@
-"""Tests and intervals: paired over seeds, and over images, with Holm's correction; the summary of a study."""
+"""Differences with intervals and verdicts, corrected for multiple testing (Holm); the summary of a study."""
 
 import statistics
 
@@ -9,21 +9,110 @@ import run
 
 SUMMARIZED = ("val_accuracy", "test_accuracy", "train_eval_accuracy", "seconds")
 LEVEL = 0.05  # of significance, for all comparisons of a study together
+MARGIN = 0.3  # points: the largest difference between methods that count as equal
+
+
+def pooled_spread(accuracies):
+    """The standard deviation that the runs of all methods share, by an analysis of variance; None if not.
+
+    accuracies: {method: {seed: points}}. A dict: "std"; "df", its degrees of freedom; "blocks", whether the
+    seeds' common effect was taken out, as is done where all methods have the same seeds and an F test finds
+    such an effect (p < 0.05); "levene_p". None where Levene's test finds the variances unlike (p < 0.05), or
+    there is one method.
+    """
+    values = [np.array([*by_seed.values()]) for by_seed in accuracies.values() if len(by_seed) > 1]
+    if len(values) < 2:
+        return None
+    residuals = [v - v.mean() for v in values]
+    levene_p = float(stats.levene(*values).pvalue) if any(np.ptp(v) for v in values) else 1.0
+    if levene_p < LEVEL:
+        return None
+    square, df = sum(np.vdot(r, r) for r in residuals), sum(len(r) - 1 for r in residuals)
+    blocks = False
+    if len({(*by_seed,) for by_seed in accuracies.values()}) == 1:
+        table = np.array(residuals)  # (methods, seeds)
+        effect, df_effect = len(table) * np.sum(table.mean(axis=0) ** 2), table.shape[1] - 1
+        f = (effect / df_effect) / max((square - effect) / (df - df_effect), 1e-12)
+        blocks = bool(stats.f.sf(f, df_effect, df - df_effect) < LEVEL)
+    if blocks:
+        square, df = square - effect, df - df_effect
+    return {"std": float(np.sqrt(square / df)), "df": df, "blocks": blocks, "levene_p": levene_p}
+
+
+def t_test(points, error, df):
+    """The test of a mean difference with this standard error and degrees of freedom (Student's t), a dict.
+
+    "points"; "low", "high": its 95 % interval; "low_90", "high_90"; "p": that it is 0.
+    """
+    test = {"points": float(points)}
+    for level, words in ((0.95, ""), (0.9, "_90")):
+        half = float(stats.t.ppf((1 + level) / 2, df)) * error
+        test |= {f"low{words}": test["points"] - half, f"high{words}": test["points"] + half}
+    return test | {"p": float(2 * stats.t.sf(abs(points) / error, df))}
 
 
 def paired_test(differences):
-    """The paired t test of two methods: {"points": mean difference, "points_std", "low", "high", "p"}.
+    """`t_test` of the differences (seeds,) of two methods, in points; two seeds or more.
 
-    differences (seeds,): in points, one for each seed, two or more. low, high: the 95 % interval of the mean.
     Where all are equal, which happens with few test images, p is that of the sign test, 2 / 2^seeds.
     """
-    mean, std = statistics.fmean(differences), statistics.stdev(differences)
+    mean, n = statistics.fmean(differences), len(differences)
     if np.ptp(differences) == 0:
-        low, high, p = mean, mean, 2 / 2 ** len(differences) if mean else 1.0
-    else:
-        result = stats.ttest_1samp(differences, 0)
-        p, (low, high) = result.pvalue, result.confidence_interval(0.95)
-    return {"points": mean, "points_std": std, "low": float(low), "high": float(high), "p": float(p)}
+        p = 2 / 2**n if mean else 1.0
+        return dict.fromkeys(("points", "low", "high", "low_90", "high_90"), mean) | {"p": p}
+    return t_test(mean, float(stats.sem(differences)), n - 1)
+
+
+def compare(accuracies, pairs):
+    """(a test of each of the pairs of methods, the `pooled_spread` on which they rest, or None).
+
+    accuracies: {method: {seed: points}}. A test is that of `t_test`, with the pooled spread, or else paired
+    over the seeds that both have; with "variant", "against", "seeds", "p_holm" and "verdict".
+    """
+    spread, tests = pooled_spread(accuracies), {}
+    for pair in pairs:
+        first, second = (accuracies[name] for name in pair)
+        common = [seed for seed in first if seed in second]
+        if len(common) < 2 or {pair, pair[::-1]} & tests.keys():
+            continue
+        if spread and spread["std"]:
+            points = statistics.fmean(first.values()) - statistics.fmean(second.values())
+            error = spread["std"] * (1 / len(first) + 1 / len(second)) ** 0.5
+            test = t_test(points, error, spread["df"])
+        else:
+            test = paired_test([first[seed] - second[seed] for seed in common])
+        tests[pair] = {"variant": pair[0], "against": pair[1], "seeds": len(common)} | test
+    correct(tests.values(), "p", "p_holm")
+    for test in tests.values():
+        test["verdict"] = verdict(test)
+    return list(tests.values()), spread
+
+
+def verdict(test):
+    """What a test with "p_holm" says; "equal": its 90 % interval lies within MARGIN (two one-sided tests)."""
+    within = max(-test["low_90"], test["high_90"]) < MARGIN
+    if test["p_holm"] < LEVEL:
+        return f"differs, by less than {MARGIN:g}" if within else "differs"
+    return f"equal within {MARGIN:g}" if within else "undecided"
+
+
+def bootstrap(correct, correct_other, samples=2000, seed=0):
+    """(low, high): the 95 % interval of a difference in accuracy, in points, over images and seeds.
+
+    correct, correct_other: booleans (seeds, N), the same images. Both are drawn with replacement: the images
+    for both methods together, the seeds of each by themselves: the pigeonhole bootstrap (Owen 2007), whose
+    intervals are rather too wide.
+    """
+    rng, n, points = np.random.default_rng(seed), correct.shape[1], []
+    for _ in range(samples):
+        weights = rng.multinomial(n, np.full(n, 1 / n)) / n  # how often each image is drawn
+        means = [
+            (side @ weights)[rng.integers(len(side), size=len(side))].mean()
+            for side in (correct, correct_other)
+        ]
+        points.append(100 * (means[0] - means[1]))
+    low, high = np.percentile(points, (2.5, 97.5))
+    return float(low), float(high)
 
 
 def interval(values):
@@ -64,22 +153,23 @@ def correct(tests, name, corrected):
 def summarize(comparison, rows):
     """The content of summary.json."""
     study, variants = comparison.study, comparison.variants
-    results = {variant.label: result_of(study, variant, rows) for variant in variants}
+    finished = {row["variant"] for row in rows if row["stage"] != "tuning"}
+    results = {v.label: result_of(study, v, rows) for v in variants if v.label in finished}
     for result in results.values():
         result["num_classes"] = comparison.dataset.num_classes
     names = ("name", "question", "note", "script", "baseline", "baseline_of", "fixed", "x")
     summary = {name: getattr(study, name) for name in names}
     summary |= {"command": run.command_line(), "dataset": comparison.dataset.name, "runs": len(rows)}
-    summary["seeds"] = len(comparison.seeds)
+    summary["seeds"] = max(len(variant.seeds) for variant in variants)
     summary["epochs"] = sorted({row["epochs"] for row in rows if row["stage"] == "final" and "epochs" in row})
     summary["run_seconds"] = round(sum(row.get("seconds", 0) for row in rows))
-    tests = tests_of(results, study.baseline_of, study.claims)
-    return summary | {"variants": results, "tests": tests} | run.environment()
+    tests, spread = tests_of(results, study.baseline_of, study.claims)
+    return summary | {"variants": results, "tests": tests, "spread": spread} | run.environment()
 
 
 def result_of(study, variant, rows):
     """Mean, standard deviation and values of a variant's results, over the seeds that did not diverge."""
-    rows = [row for row in rows if row["variant"] == variant.label and row["stage"] == "final"]
+    rows = [row for row in rows if row["variant"] == variant.label and row["stage"] == variant.stage]
     done, rates = [row for row in rows if "val_accuracy" in row], variant.learning_rates
     result = {"script": variant.script, "group": variant.group, "settings": variant.changes}
     result |= {"learning_rate": rows[0]["learning_rate"], "seeds": [row["seed"] for row in done]}
@@ -99,27 +189,17 @@ def result_of(study, variant, rows):
 
 
 def tests_of(results, baseline_of, claims):
-    """A paired t test of each variant and its baseline, and of each claim, corrected for all (Holm)."""
-    tests = {}
-    for variant, against in [*baseline_of.items(), *claims.values()]:
-        points = differences(results[variant], results[against])
-        if len(points) > 1 and not {(variant, against), (against, variant)} & tests.keys():
-            tests[variant, against] = {"variant": variant, "against": against, "seeds": len(points)}
-            tests[variant, against] |= paired_test(points)
-    correct(tests.values(), "p", "p_holm")
-    return list(tests.values())
+    """`compare` of each variant and its baseline, and of each claim's pair.
 
-
-def differences(result, other):
-    """Differences in test accuracy, in points, of the common seeds; none if only some have learned."""
-    if any(0 < not_learned(side) < len(side["seeds"]) for side in (result, other)):
-        return []  # such differences are far from normally distributed
-    accuracies = []
-    for side in (result, other):
-        values = side.get("by_seed", {}).get("test_accuracy", ())
-        accuracies.append(dict(zip(side["seeds"], values, strict=True)))
-    values, others = accuracies
-    return [100 * (values[seed] - others[seed]) for seed in values if seed in others]
+    Not of variants of which only some seeds have learned: such accuracies are far from normally distributed.
+    """
+    accuracies = {}
+    for name, result in results.items():
+        values = [100 * value for value in result.get("by_seed", {}).get("test_accuracy", ())]
+        if values and not_learned(result) in (0, len(values)):
+            accuracies[name] = dict(zip(result["seeds"], values, strict=True))
+    pairs = [*baseline_of.items(), *claims.values()]
+    return compare(accuracies, [pair for pair in pairs if {*pair} <= accuracies.keys()])
 
 
 def not_learned(result):

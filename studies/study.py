@@ -29,7 +29,8 @@ class Study:
     each variant, with the first seed; empty: the setting's own. baseline: the variant that the others are
     compared with; "": none. baselines: {variant: its own baseline instead}. claims: what similar projects
     report or have chosen, {text: (variant with the higher test accuracy, the other)}. backbone: settings of
-    the CNN whose features all variants use, one CNN for each seed.
+    the CNN whose features all variants use, one CNN for each seed; it is the variant "backbone". A variant's
+    "seeds" replace the study's. resplit: each seed draws its own split.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Study:
     claims: dict = field(default_factory=dict)
     x: str = ""  # draw the test accuracy against this number: a setting, or "seconds"
     backbone: dict | None = None
+    resplit: bool = False
     note: str = ""  # what else a reader has to know
 
     @property

@@ -11,14 +11,15 @@ import re
 import statistics
 import sys
 
+import numpy as np
+
 import run
-from studies import output
-from studies.cnn import NETWORKS
+from studies import output, published
 from studies.output import markdown, percent
-from studies.statistics import LEVEL, paired_test
-from studies.study import command
+from studies.statistics import LEVEL, compare
 
 FILES = ("README.md", "results/README.md", "results/studies/heads/README.md", "results/benchmark/README.md")
+FILES += ("results/as_made/README.md",)
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 # ---- which runs are in which table: edit here
@@ -33,14 +34,6 @@ RUNS = MODELS | {
     "hybrid_60000": "CNN + NumPy MLP, trained jointly on all 60,000 training images",
     "cnn_compiled": "CNN, linear classifier, with `torch.compile`",
     "transfer_learning": "ResNet18, without ImageNet's weights",
-}
-REFERENCE_MLPS = {  # folder in results/references/: (what is special, test accuracy that is reported)
-    "softmax_regression": ("no hidden layer", "73.80 %"),
-    "mlp_128": ("one hidden layer", "-"),
-    "mlp_128_l2": ("one hidden layer, L2 penalty", "84.69 %"),
-    "mlp_128_64": ("two hidden layers", "90.10 %"),
-    "mlp_128_64_tanh": ("two hidden layers, tanh, L2 penalty", "85.20 %"),
-    "mlp_300_100_sgd": ("two hidden layers, sigmoid outputs, SGD", "87.48 %"),
 }
 MACHINES = ("benchmark", "benchmark_xeon")  # folders with the benchmarks of each machine
 BENCHMARKS = {  # ours / theirs: (file, group, name in it)
@@ -122,27 +115,6 @@ def costs():
     return of_runs(RUNS, list(COLUMNS)[8:])
 
 
-def reference_mlps():
-    rows, columns = [], ("test", "test, flip TTA", "parameters", "time per seed", "machine", "command")
-    for folder, (special, reported) in REFERENCE_MLPS.items():
-        m = metrics_of(f"references/{folder}")
-        name = f"[{networks(m)}](references/{folder}/metrics.json), {special}"
-        rows.append([name, reported, *(COLUMNS[column](m) for column in columns)])
-    return markdown(["network", "reported there", *columns], rows)
-
-
-def reference_cnns():
-    """The networks of the study `references`: as published, and with this project's recipe."""
-    variants, rows = metrics_of("studies/references", "summary.json")["variants"], []
-    for name, (_, _, val_fraction, reported) in NETWORKS.items():
-        published, ours = variants[f"{name}, as published"], variants[f"{name}, our recipe"]
-        cells = [f"{published['parameters']:,}", f"{60_000 * (1 - val_fraction):,.0f}", reported]
-        cells += [percent(variant, "test_accuracy") for variant in (published, ours)]
-        rows.append([name, *cells, f"`{command('cnn', ours['settings'])}`"])
-    header = ["network", "parameters", "training images", "reported there", "as published", "our recipe"]
-    return markdown([*header, "command of our recipe"], rows)
-
-
 def heads(metrics=None):
     results = (metrics or metrics_of("studies/heads"))["heads"]
     splits = {"images it was trained on": "train", "validation": "val", "test": "test"}
@@ -151,15 +123,19 @@ def heads(metrics=None):
     return markdown(["classifier", *splits], rows)
 
 
+def compare_heads(results, pairs):
+    """`compare` of the pairs of classifiers, by the results {name: {"by_seed": ...}} of the study heads."""
+    values = {name: m["by_seed"]["test_accuracy"] for name, m in results.items()}
+    return compare({name: dict(enumerate(100 * np.array(v))) for name, v in values.items()}, pairs)
+
+
 def head_tests(metrics=None):
     study, rows = metrics or metrics_of("studies/heads"), []
     for test in study["tests"]:
-        sides = (study["heads"][test[side]]["by_seed"]["test_accuracy"] for side in ("head", "against"))
-        points = paired_test([100 * (a - b) for a, b in zip(*sides, strict=True)])
         significant = sum(seed["p_holm"] < LEVEL for seed in test["by_seed"])
-        cells = output.difference(test | points)
-        rows.append([test["head"], test["against"], *cells, f"{significant} of {len(test['by_seed'])}"])
-    header = ["classifier", "compared with", "difference in points", "p (paired t test)"]
+        cells = [test["variant"], test["against"], *output.difference(test)]
+        rows.append([*cells, f"{significant} of {len(test['by_seed'])}"])
+    header = ["classifier", "compared with", "difference in points", "verdict"]
     return markdown([*header, f"seeds with p < {LEVEL:g} (McNemar)"], rows)
 
 
@@ -206,8 +182,9 @@ def processes():
     return markdown(["implementation", "peak memory", "end of the first epoch", "images/s, prediction"], rows)
 
 
-TABLES = (models, accuracies, costs, reference_mlps, reference_cnns, heads, head_tests, chosen)
-TABLES = {function.__name__: function for function in (*TABLES, ratios, sizes, processes)}
+TABLES = (models, accuracies, costs, heads, head_tests, chosen, ratios, sizes, processes)
+TABLES += (published.figures_table, published.claims_table, published.not_repeated)
+TABLES = {function.__name__: function for function in TABLES}
 
 
 def filled(match):

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from scipy import ndimage
+from torch import nn
 from torch.nn import functional as F
 
 import cnn_feature_extraction as cnn
@@ -120,6 +122,52 @@ def test_cut_after_a_convolution(options):
             expected = model.backbone[:end](X).flatten(1)
             assert torch.equal(cnn.cut_after(model, number).features(X), expected)
         assert number == 0 or expected.shape == (5, size)
+
+
+def test_rotation_is_that_of_scipy(monkeypatch):
+    X = torch.rand(4, 1, 20, 28)
+    monkeypatch.setattr(torch, "rand", lambda *shape, **options: torch.full(shape, 0.75))
+    turned = cnn.augment(X, False, 0, 0, None, 20.0)  # 20 (2 x 0.75 - 1) = 10 degrees
+    for x, y in zip(X[:, 0].numpy(), turned[:, 0].numpy(), strict=True):
+        # away from the edges, which SciPy does not interpolate with the zeros beyond
+        expected = ndimage.rotate(x, 10, reshape=False, order=1)
+        assert y[4:-4, 4:-4] == pytest.approx(expected[4:-4, 4:-4], abs=1e-4)
+
+
+def test_dropout_after_some_convolutions():
+    def kinds(**options):
+        layers = build(channels=(4, 8, 6), pool_after=(), **options).backbone
+        return [type(layer).__name__ for layer in layers if "Conv" in str(layer) or "Dropout" in str(layer)]
+
+    assert kinds(dropout=0.2) == ["Conv2d", "Dropout"] * 3
+    assert kinds(dropout=0.2, dropout_after=(2,)) == ["Conv2d", "Conv2d", "Dropout", "Conv2d"]
+    assert kinds(dropout=0.2, dropout_after=(1, 3), dropout_maps=True)[1::3] == ["Dropout2d", "Dropout2d"]
+    with pytest.raises(run.Error, match="--dropout-after"):
+        cnn.check_settings(tiny(dropout_after=(9,)))
+
+
+def test_initializations():
+    """The layers of PyTorch, and standard deviations by the formulas."""
+    options = {"channels": (16, 32), "norm": "none", "fc": (64,), "init_classifier": True}
+    layers = [m for m in build(init="pytorch", **options).modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    for layer in layers:
+        bound = layer.weight[0].numel() ** -0.5
+        for tensor in (layer.weight, layer.bias):
+            assert tensor.abs().max() <= bound
+        assert layer.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.1)
+        assert layer.bias.abs().max() > bound / 2
+    stds = {"he": lambda n_in, n_out: (2 / n_in) ** 0.5, "he_fan_out": lambda n_in, n_out: (2 / n_out) ** 0.5}
+    stds["he_uniform"] = stds["he"]
+    for name, std in stds.items():
+        model = build(init=name, **options)
+        convolution, linear = model.backbone[3], model.classifier
+        assert convolution.weight.std().item() == pytest.approx(std(16 * 9, 32 * 9), rel=0.06)
+        assert linear.weight.std().item() == pytest.approx(std(64, 10), rel=0.12)
+        assert not linear.bias.any()
+        bound = convolution.weight.abs().max() / convolution.weight.std()
+        assert (bound < 1.8) == (name == "he_uniform")  # sqrt(3)
+    model = build(init="he_fan_out", **options | {"init_classifier": False})
+    assert model.classifier.weight.std().item() == pytest.approx(64**-0.5, rel=0.12)
 
 
 @pytest.mark.parametrize("options", [(True, 0, 0), (False, 2, 0), (False, 0, 6), (True, 3, 5)])

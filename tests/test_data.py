@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import data
+import mlp_from_scratch as mlp
 import run
 
 FILES = [f"{name.replace('?', '-')}-ubyte" for name in data.IDX_FILES]
@@ -106,6 +107,8 @@ def test_standardization():
     X = np.random.default_rng(0).random((50, 6, 5), dtype=np.float32)
     X[:, 0, 0] = 0.25  # a pixel that never changes
     assert [data.normalization_stats(X, kind) for kind in ("none", "global")] == [(0, 1), data.mean_std(X)]
+    symmetric = data.standardize(X, *data.normalization_stats(X, "symmetric"))
+    assert symmetric == pytest.approx(2 * X.reshape(50, 30) - 1, abs=1e-6)
     assert data.mean_std(X) == pytest.approx((X.mean(dtype=np.float64), X.std(dtype=np.float64)), rel=1e-6)
     assert data.mean_std(X * 0) == (0, 1)  # a number to divide by
     mean, std = data.normalization_stats(X, "per_pixel")
@@ -115,6 +118,28 @@ def test_standardization():
     standardized = data.standardize(X, mean, std)
     assert (standardized.shape, standardized.dtype) == ((50, 30), np.float32)
     assert standardized == pytest.approx(((X - mean) / std).reshape(50, 30), abs=1e-5)
+
+
+class Angle:
+    """A generator that draws one angle."""
+
+    def __init__(self, angle):
+        self.angle = angle
+
+    def uniform(self, low, high, n):
+        assert low <= self.angle <= high
+        return np.full(n, float(self.angle))
+
+
+def test_rotation():
+    X = np.random.default_rng(1).random((3, 28, 28), dtype=np.float32)
+    for angle, turned in ((90, np.rot90(X, axes=(1, 2))), (180, X[:, ::-1, ::-1]), (0, X)):
+        assert data.augment(X, Angle(angle), rotate=180) == pytest.approx(turned, abs=1e-5)
+    few = data.augment(X, np.random.default_rng(0), rotate=10)
+    assert few.dtype == np.float32
+    assert 0.02 < np.abs(few - X).mean() < 0.4
+    for changes, expected in (({}, False), ({"rotate": 1.0}, True), ({"erase": 4}, True)):
+        assert data.is_augmented(mlp.settings(flip=False, **changes)) == expected
 
 
 def test_augmentation_draws_every_flip_shift_and_square():

@@ -79,6 +79,19 @@ def test_backward_through_an_earlier_forward_pass_is_refused():
         first.sum().backward()
 
 
+def test_the_heads_own_settings():
+    options = {"head_init": "random", "head_optimizer": "sgd", "head_schedule": "constant"}
+    s = hybrid_train.settings(**options, head_normalize="none", head_learning_rate=0.01, seed=4)
+    head = hybrid_train.head_settings(s)
+    found = head.init, head.optimizer, head.schedule, head.normalize, head.learning_rate, head.seed
+    assert found == ("random", "sgd", "constant", "none", 0.01, 4)
+    head = hybrid_train.NumpyHead(numpy_mlp(), 0.1, "sgd")
+    before, rng = head.mlp.params.copy(), np.random.default_rng(0)
+    head.mlp.grads[:] = rng.standard_normal(len(before))
+    head.step(0.5)
+    assert head.mlp.params == pytest.approx(before - 0.05 * head.mlp.grads)
+
+
 def test_joint_steps():
     """Twenty steps as in PyTorch: Nesterov with weight decay for the CNN, Adam for the MLP, one schedule."""
     head = hybrid_train.NumpyHead(numpy_mlp(dropout=0.3), 0.02)

@@ -134,7 +134,7 @@ def test_dropout_keeps_the_mean(p):
     assert layer.forward(x) is x
 
 
-VARIANCES = {"he": 2 / 500, "xavier": 2 / 1200, "lecun": 1 / 500, "random": 0.05**2}
+VARIANCES = {"he": 2 / 500, "xavier": 2 / 1200, "lecun": 1 / 500, "fan_out": 1 / 700, "random": 0.05**2}
 
 
 @pytest.mark.parametrize("init", mlp.INITS)

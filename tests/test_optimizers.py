@@ -14,6 +14,7 @@ from torch.optim import lr_scheduler
 
 import cnn_feature_extraction as cnn
 import mlp_from_scratch as mlp
+import run
 
 TORCH = {
     "sgd": torch.optim.SGD,
@@ -73,7 +74,7 @@ FALLS = {  # the rate at these, relative to its peak
     "cosine": [(1 + math.cos(math.pi * done)) / 2 for done in DONE],
     "exponential": [0.01**done for done in DONE],
     "step": [1, 1, 0.1, 0.1, 0.01],
-} | dict.fromkeys(("constant", "plateau"), [1] * 5)
+} | dict.fromkeys(("constant", "plateau", "halve"), [1] * 5)
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
@@ -97,7 +98,11 @@ def test_schedules_with_warmup(name):
     assert [rates[step] for step in (20, 40, 60, 70, 80)] == pytest.approx(FALLS[name])
     rates = [cnn.lr_at(progress, s) / 0.3 for progress in (0, 0.05, 0.1, 0.2, 0.4, 0.6000001, 0.7, 0.8000001)]
     assert rates == pytest.approx([0.05, 0.2875, 0.525, *FALLS[name]], rel=1e-5)
-    assert name == "plateau" or name in get_args(cnn.__annotations__["SCHEDULE"])
+    assert name in get_args(cnn.Schedule)
+
+
+def plateau(losses):
+    return run.lr_factor({"val_loss": losses}, "plateau")
 
 
 def test_plateau():
@@ -107,12 +112,24 @@ def test_plateau():
     for epoch in range(60):
         losses.append(max(1.0 / (1 + epoch), 0.1) + 1e-3 * rng.random())
         reference.step(losses[-1])
-        factors.add(mlp.plateau_factor(losses))
-        expected = optimizer.param_groups[0]["lr"]
-        assert mlp.plateau_factor(losses) == pytest.approx(expected, rel=1e-9, abs=2e-8)
+        factors.add(plateau(losses))
+        assert plateau(losses) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9, abs=2e-8)
     assert len(factors) > 3
-    assert mlp.plateau_factor([]) == mlp.plateau_factor([1.0, 0.99995, 0.99992, 0.99992]) == 1
-    assert mlp.plateau_factor([1.0, 0.99995, 0.99992, 0.99991, 0.99991]) == pytest.approx(0.1)  # below 0.01 %
+    assert plateau([]) == plateau([1.0, 0.99995, 0.99992, 0.99992]) == 1
+    assert plateau([1.0, 0.99995, 0.99992, 0.99991, 0.99991]) == pytest.approx(0.1)  # below 0.01 %
+    assert run.lr_factor({"val_loss": [1.0, 2.0, 3.0, 4.0]}, "plateau", patience=2) == pytest.approx(0.1)
+    assert run.lr_factor({"val_loss": [1.0, 2.0, 3.0, 4.0, 5.0]}, "cosine") == 1
+
+
+def test_the_rate_is_halved_after_each_rise_of_the_training_loss(digits):
+    losses = [2.0, 1.0, 1.5, 1.5, 1.6, 0.5]
+    factors = [run.lr_factor({"train_loss": losses[:n]}, "halve") for n in range(7)]
+    assert factors == [1, 1, 1, 0.5, 0.5, 0.25, 0.25]
+    options = {"schedule": "halve", "warmup": 0.0, "learning_rate": 3.0, "optimizer": "sgd", "epochs": 12}
+    _, history = mlp.train(digits, mlp.settings(**options, flip=False))
+    rises = np.cumsum(np.diff(history["train_loss"]) > 0)
+    assert rises[-1] > 0
+    assert history["learning_rate"] == pytest.approx(3.0 * 0.5 ** np.array([0, 0, *rises[:-1]]))
 
 
 def make_trainer(digits, dtype=np.float64, **options):

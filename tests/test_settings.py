@@ -30,7 +30,7 @@ WRONG = [
     (mlp, "LEARNING_RATE", math.nan, "1,000"),
     (mlp, "BATCH_SIZE", 128.0, "128.0"),
     (run, "SEED", 1.5, "1.5"),
-    (mlp, "INIT", None, "he, xavier, lecun, random"),
+    (mlp, "INIT", None, "he, xavier, lecun, fan_out, random"),
     (mlp, "HIDDEN", 300, "(256, 128)"),
     (mlp, "HIDDEN", (256.0, 128.0), "(256.0, 128.0)"),
     (mlp, "OPTIMIZER", "SGD", "mean sgd?"),

@@ -171,24 +171,104 @@ def test_hybrids_share_a_backbone_for_each_seed(tmp_path):
     variants = {"frozen": {}, "joint": {"training": "joint"}}
     variants["tuned"] = variants["joint"] | {"from_backbone": True}
     study = Study("s", "?", "hybrid", variants, "frozen", backbone=cnn_studies.PLAIN, seeds=2)
-    _, made, _, jobs = compared(study, lambda s: (0.8, 0.8), tmp_path)
-    uses = {(job.settings["training"], job.settings["seed"]): job.backbone for job in jobs[:4]}
-    assert uses["joint", 0] is None
-    assert uses["frozen", 1] is made.backbones[1]
-    assert made.backbones[0].key != made.backbones[1].key
-    assert [job.backbone for job in jobs[4:]] == [made.backbones[0], made.backbones[1]]
-    assert made.backbones[0].settings["channels"] == (16, 32, 64)
+    summary, _, _, jobs = compared(study, lambda s: (0.8, 0.8), tmp_path)
+    first, second = (job for job in jobs if job.is_backbone)
+    assert first.key != second.key
+    assert (first.script, first.settings["channels"]) == ("cnn", (16, 32, 64))
+    keys = [job.backbone.key if job.backbone else "" for job in jobs if not job.is_backbone]
+    assert keys == [first.key, second.key, "", "", first.key, second.key]
+    assert [*summary["variants"]] == ["backbone", *variants]
+
+
+def test_variants_have_numbers_of_seeds_and_seeds_splits_of_their_own(tmp_path):
+    variants = {"a": {"seeds": 2}, "b": {"l2": 0.1}}
+    study = Study("s", "?", "mlp", variants, "a", seeds=3, resplit=True)
+    summary, _, _, jobs = compared(study, lambda s: (0.8, 0.8 + s["l2"]), tmp_path)
+    splits = [(job.settings["seed"], job.settings["split_seed"]) for job in jobs]
+    assert splits == [(0, 0), (1, 1), (0, 0), (1, 1), (2, 2)]
+    assert summary["variants"]["a"]["seeds"] == [0, 1]
+    assert summary["tests"][0]["points"] == pytest.approx(10)
+
+
+def test_only_finished_runs(tmp_path):
+    study = Study("s", "?", "mlp", {"a": {}, "b": {"l2": 0.1}, "c": {"l2": 0.2}}, "a", seeds=2)
+    folder, row = tmp_path / "store", {"val_accuracy": 0.8, "test_accuracy": 0.7, "train_eval_accuracy": 0.9}
+    made = runner.Comparison(study, runner.Runner(folder, only_finished=True), options(), tmp_path)
+    for variant, seed in (("a", 0), ("a", 1), ("c", 1)):
+        job = made.job(next(v for v in made.variants if v.label == variant), None, seed)
+        row |= {"seconds": 1.0, "parameters": 1, "epochs": 1}
+        (folder / f"{job.key}.json").write_text(json.dumps(row))
+    summary = statistics.summarize(made, made.run())
+    assert {name: result["seeds"] for name, result in summary["variants"].items()} == {"a": [0, 1], "c": [1]}
 
 
 # ---- tests and tables
 
 
-def test_tests_are_paired_over_the_seeds_and_corrected(tmp_path):
+def test_tests_rest_on_the_pooled_deviation_with_seeds_as_blocks_and_are_corrected(tmp_path):
     summary = with_effects(tmp_path, {"a": 0, "b": 0.0003, "c": 0.001, "d": 0.0})
-    accuracies = {name: variant["by_seed"]["test_accuracy"] for name, variant in summary["variants"].items()}
-    p = [stats.ttest_rel(accuracies[name], accuracies["a"]).pvalue for name in "bcd"]
+    y = 100 * np.array([v["by_seed"]["test_accuracy"] for v in summary["variants"].values()])  # (4, 5)
+    variant, seed = (np.indices(y.shape)[axis].ravel() for axis in (0, 1))
+    columns = np.concatenate([np.eye(4)[variant], np.eye(5)[seed]], axis=1)  # rank 8
+    _, (square,), *_ = np.linalg.lstsq(columns[:, :8], y.reshape(-1, 1), rcond=None)
+    std = np.sqrt(square / 12)  # 20 - 8 degrees of freedom
+    assert summary["spread"]["std"] == pytest.approx(std)
+    assert (summary["spread"]["df"], summary["spread"]["blocks"]) == (12, True)
+    t = (y.mean(axis=1)[1:] - y[0].mean()) / (std * np.sqrt(2 / 5))
+    p = 2 * stats.t.sf(np.abs(t), 12)
     assert [test["p"] for test in summary["tests"]] == pytest.approx(p)
     assert [test["p_holm"] for test in summary["tests"]] == pytest.approx(statistics.holm(p))
+
+
+def test_without_an_effect_of_the_seeds_two_methods_have_students_t_test():
+    rng = np.random.default_rng(1)
+    a, b = rng.normal(90, 0.1, 6), rng.normal(90.1, 0.1, 4)
+    (test,), spread = statistics.compare({"a": dict(enumerate(a)), "b": dict(enumerate(b))}, [("a", "b")])
+    expected = stats.ttest_ind(a, b)
+    assert (test["p"], spread["df"], spread["blocks"]) == (pytest.approx(expected.pvalue), 8, False)
+    assert (test["low"], test["high"]) == pytest.approx(tuple(expected.confidence_interval()))
+    interval = tuple(expected.confidence_interval(0.9))
+    assert (test["low_90"], test["high_90"]) == pytest.approx(interval)
+
+
+def test_unlike_variances_are_not_pooled():
+    rng = np.random.default_rng(0)
+    accuracies = {name: dict(enumerate(rng.normal(90, std, 10))) for name, std in (("a", 0.01), ("b", 3))}
+    (test,), spread = statistics.compare(accuracies, [("a", "b")])
+    assert spread is None
+    assert test["p"] == pytest.approx(stats.ttest_rel(*([*v.values()] for v in accuracies.values())).pvalue)
+
+
+@pytest.mark.parametrize(
+    ("low_90", "high_90", "p", "expected"),
+    [
+        (0.5, 0.9, 0.01, "differs"),
+        (0.05, 0.25, 0.01, "differs, by less than 0.3"),
+        (-0.29, 0.1, 0.2, "equal within 0.3"),
+        (-0.31, 0.1, 0.2, "undecided"),
+        (0.1, 0.5, 0.06, "undecided"),
+    ],
+)
+def test_verdicts(low_90, high_90, p, expected):
+    assert statistics.verdict({"low_90": low_90, "high_90": high_90, "p_holm": p}) == expected
+
+
+def test_the_bootstrap_covers_the_sampling_of_images():
+    rng = np.random.default_rng(0)
+    right, other = rng.random((5, 10_000)) < 0.94, rng.random((5, 10_000)) < 0.90
+    low, high = statistics.bootstrap(right, other, samples=500)
+    width = 2 * 1.96 * 100 * np.sqrt((0.94 * 0.06 + 0.9 * 0.1) / 50_000)  # of independent images
+    # Both are drawn, so that noise of single predictions, all there is here, counts three times (Owen 2007)
+    assert high - low == pytest.approx(width * np.sqrt(3), rel=0.1)
+    assert low < 100 * (right.mean() - other.mean()) < high
+    same = rng.random(10_000) < 0.9  # all seeds alike: only the images vary, together for both
+    assert statistics.bootstrap(np.stack([same] * 3), np.stack([same] * 3)) == pytest.approx((0, 0))
+
+
+def test_which_images_are_right_is_kept():
+    correct = np.random.default_rng(0).random(10_003) < 0.9
+    assert np.array_equal(runner.unpacked(runner.packed(correct), 10_003), correct)
+    assert len(runner.packed(correct)) < 1700
 
 
 def test_variants_are_compared_with_their_own_baselines_and_claims_once(tmp_path):
@@ -220,12 +300,12 @@ def test_a_variant_of_which_some_seeds_have_learned_nothing_is_not_tested(tmp_pa
     summary = with_effects(tmp_path, {"a": 0, "b": -0.3})
     result, pair = summary["variants"]["b"], ({"b": "a"}, {})
     result["by_seed"]["train_eval_accuracy"] = [0.1, 0.1, 0.9, 0.9, 0.1]
-    assert statistics.tests_of(summary["variants"], *pair) == []
+    assert statistics.tests_of(summary["variants"], *pair)[0] == []
     assert output.tables(summary)[0][1][4] == "-; 3 of 5 seeds learned nothing"
     result["num_classes"] = 100  # of which 0.1 is more than guessing
     assert statistics.not_learned(result) == 0
     result |= {"num_classes": 10, "by_seed": result["by_seed"] | {"train_eval_accuracy": [0.1] * 5}}
-    assert statistics.tests_of(summary["variants"], *pair)[0]["points"] < -20  # no seed has: it is tested
+    assert statistics.tests_of(summary["variants"], *pair)[0][0]["points"] < -20  # no seed has: it is tested
     two = {"num_classes": 2, "by_seed": {"train_eval_accuracy": [0.5, 0.54, 0.56, 0.74]}}
     assert statistics.not_learned(two) == 2
 
@@ -250,7 +330,10 @@ def test_the_files_of_a_study_and_the_same_from_its_csv(tmp_path, monkeypatch):
     assert [again[name] for name in same] == [summary[name] for name in same]
     text = (tmp_path / "README.md").read_text()
     assert "| [d](#d) | How much? |" in text
-    assert "| 0.2 | 0.001 (edge) | 87.14 ± 0.00 % | 80.10 ± 0.00 % | +0.00 (+0.00 to +0.00) | 1 |" in text
+    assert (
+        "| 0.2 | 0.001 (edge) | 87.14 ± 0.00 % | 80.10 ± 0.00 % | +0.00 (+0.00 to +0.00) | equal within 0.3 |"
+        in text
+    )
     more = compared(DROPOUT, result, tmp_path / "d", seeds=6)[3]
     assert [job.settings["seed"] for job in more] == [5] * 3  # only the new seed is run
     fresh = Planted(result)
@@ -272,12 +355,12 @@ def test_every_study_is_valid(tmp_path):
         jobs = compared(study, lambda s: (0.8, 0.8), tmp_path, seeds=1)[3]
         keys |= {job.key for job in jobs}
         total += len(jobs)
-    assert len(STUDIES) == 31
+    assert len(STUDIES) == 33
     assert len(keys) < total  # some runs are those of two studies
 
 
 def test_committed_rows_are_known_and_give_the_committed_numbers():
-    num_rows, num_tests, numbers = 0, 0, ("points", "points_std", "p", "p_holm")
+    num_rows, num_tests, numbers = 0, 0, ("points", "low", "high", "p", "p_holm")
     for study in STUDIES.values():
         folder, variants = RESULTS / "studies" / study.name, runner.variants_of(study, options())
         summary, rows = run.read_json(folder / "summary.json"), runner.read_rows(folder / "runs.csv")
@@ -287,7 +370,7 @@ def test_committed_rows_are_known_and_give_the_committed_numbers():
         for name, result in summary["variants"].items():
             for key in ("learning_rate", "seeds", "val_accuracy", "test_accuracy", "test_accuracy_std"):
                 assert results[name].get(key) == pytest.approx(result.get(key)), (study.name, name, key)
-        tests = statistics.tests_of(results, study.baseline_of, study.claims)
+        tests, _ = statistics.tests_of(results, study.baseline_of, study.claims)
         for test, committed in zip(tests, summary["tests"], strict=True):
             assert (test["variant"], test["against"]) == (committed["variant"], committed["against"])
             assert [test[key] for key in numbers] == pytest.approx([committed[key] for key in numbers])
@@ -323,14 +406,15 @@ def test_committed_runs_are_read_and_compared(real_folder, monkeypatch, capsys):
     differences = [100 * (first.accuracies[seed] - second.accuracies[seed]) for seed in range(5)]
     assert test["points"] == pytest.approx(np.mean(differences))
     assert (test["seeds"], test["mcnemar_seeds"]) == (5, (0, 0))
-    assert test["p_t"] == pytest.approx(stats.ttest_1samp(differences, 0).pvalue)
+    assert test["p"] == pytest.approx(stats.ttest_1samp(differences, 0).pvalue)
     right, other = first.predicted[0] == y, second.predicted[0] == y
     assert (test["only_first"], test["only_second"]) == ((right & ~other).sum(), (other & ~right).sum())
     experiments.main(["compare", *paths])
     lines = [re.split("  +", line.rstrip()) for line in capsys.readouterr().out.splitlines()]
     assert lines[1] == ["CNN (cnn_feature_extraction)", "5", "94.58 ± 0.09 %", "93.90 ± 0.16 %"]
-    assert lines[6][2:5] == ["+0.15 (-0.03 to +0.34)", "5", "0.086"]
-    assert lines[7][3:5] == ["1", "-"]
+    assert lines[6][2:5] == ["5", "+0.15 (-0.03 to +0.34)", "equal within 0.3"]
+    assert lines[7][2] == "1"
+    assert lines[7][4:6] == ["-", "-"]
 
 
 def test_runs_of_the_same_kind_have_different_labels(tmp_path):

@@ -1,0 +1,191 @@
+"""Published figures and claims, compared with the same networks trained here as they were made.
+
+The tables and figures of results/as_made/README.md, from the studies as_made, tuned and why.
+"""
+
+import math
+import statistics
+import tomllib
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+from scipy import stats
+
+import plots
+import run
+from studies.output import difference, markdown
+from studies.statistics import correct, t_test, verdict
+
+PUBLISHED = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+SPLITS = {"train_eval": "training", "val": "validation", "test": "test"}
+TUNED = {"R3 MLP, L2": "R3 MLP"}  # the network that stands for another one when tuned
+
+
+def results_of(name):
+    """{network: its entry in summary.json} of the committed study `name`."""
+    return run.read_json(run.ROOT / f"results/studies/{name}/summary.json")["variants"]
+
+
+def title(network):
+    return "R2 CNN" if network == "backbone" else network
+
+
+def points(result, split):
+    return [100 * value for value in result["by_seed"][f"{split}_accuracy"]]
+
+
+def spread(results, network, split):
+    """(standard deviation, degrees of freedom), pooled over the networks of the same project and kind.
+
+    Kinds are MLPs and CNNs. Where a project's are trained with one seed each, over those of all projects.
+    """
+    is_mlp, pools = results[network]["script"] == "mlp", ([], [])
+    for other, result in results.items():
+        if (result["script"] == "mlp") == is_mlp and len(result["seeds"]) > 1:
+            pools[1].append(points(result, split))
+            if title(other)[:2] == title(network)[:2]:
+                pools[0].append(points(result, split))
+    values = pools[0] or pools[1]
+    df = sum(len(v) - 1 for v in values)
+    return math.sqrt(sum((len(v) - 1) * statistics.variance(v) for v in values) / df), df
+
+
+def predicted(results, network, split):
+    """(mean, half the width of the 95 % prediction interval of one run), in points."""
+    values, (std, df) = points(results[network], split), spread(results, network, split)
+    return statistics.fmean(values), stats.t.ppf(0.975, df) * std * math.sqrt(1 + 1 / len(values))
+
+
+def figures_table():
+    """Table 1: each published figure, and ours as made."""
+    results, rows = results_of("as_made"), []
+    for network, figures in PUBLISHED["figures"].items():
+        for split, published in figures.items() if network in results else ():
+            values = points(results[network], split)
+            mean, half = predicted(results, network, split)
+            std = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+            text = (
+                "reproduced"
+                if abs(published[0] - mean) <= half
+                else "higher"
+                if published[0] > mean
+                else "lower"
+            )
+            cells = [", ".join(f"{value:.2f}" for value in published), SPLITS[split], len(values)]
+            rows.append(
+                [title(network), *cells, f"{mean:.2f}{std}", f"{mean - half:.2f} to {mean + half:.2f}", text]
+            )
+    return markdown(
+        ["network", "published", "of", "seeds", "ours", "95 % prediction interval", "published is"], rows
+    )
+
+
+def not_repeated():
+    return markdown(["network, published", "why it is not repeated"], PUBLISHED["not_repeated"].items())
+
+
+def claim(results, pair, split):
+    """The test of a pair of networks, without a verdict; None where one has not been trained."""
+    if not {*pair} <= results.keys():
+        return None
+    values, spreads = (
+        [points(results[name], split) for name in pair],
+        [spread(results, name, split) for name in pair],
+    )
+    variances = [std**2 / len(v) for (std, _), v in zip(spreads, values, strict=True)]
+    df = spreads[0][1]  # the same for both, or that of Welch and Satterthwaite
+    if spreads[0] != spreads[1]:
+        df = sum(variances) ** 2 / sum(v**2 / df for v, (_, df) in zip(variances, spreads, strict=True))
+    return t_test(statistics.fmean(values[0]) - statistics.fmean(values[1]), math.sqrt(sum(variances)), df)
+
+
+def claims():
+    """[namespace of text, published, ours, tuned], with tests as `claim` makes them, and verdicts."""
+    as_made, tuned, rows = results_of("as_made"), results_of("tuned"), []
+    for text, c in PUBLISHED["claims"].items():
+        ours, pair = claim(as_made, c["pair"], c["split"]), [TUNED.get(name, name) for name in c["pair"]]
+        if ours:
+            best = claim(tuned, pair, "test")
+            rows.append(
+                SimpleNamespace(text=text, split=c["split"], published=c["published"], ours=ours, tuned=best)
+            )
+    for tests in ([row.ours for row in rows], [row.tuned for row in rows if row.tuned]):
+        correct(tests, "p", "p_holm")
+        for test in tests:
+            test["verdict"] = verdict(test)
+    return rows
+
+
+def claims_table():
+    """Table 2: each claim as a pair, published, ours as made and ours tuned."""
+    rows = []
+    for row in claims():
+        text = row.text + (", on validation" if row.split == "val" else "")
+        rows.append([text, f"{row.published:+.2f}", *difference(row.ours), *difference(row.tuned)])
+    return markdown(["claim", "published", "ours, as made", "verdict", "ours, tuned", "verdict"], rows)
+
+
+def draw_claims():
+    """The Figure of Table 2: differences with 95 % intervals, and the published ones."""
+    rows = sorted(claims(), key=lambda row: -row.published)
+    large = [row for row in rows if max(abs(row.published), abs(row.ours["points"])) > 2]
+    small = [row for row in rows if row not in large]
+    heights = [len(large), len(small)]
+    fig, axes = plots.figure(
+        "What the projects claim, and what their networks give here", 9, 9, nrows=2, height_ratios=heights
+    )
+    for ax, rows in zip(axes[:, 0], (large, small), strict=True):
+        for place, row in enumerate(rows):
+            for test, color, shift in (
+                (row.ours, plots.SERIES[0], -0.12),
+                (row.tuned, plots.SERIES[1], 0.12),
+            ):
+                if test:
+                    half = test["high"] - test["points"]
+                    ax.errorbar(
+                        test["points"],
+                        place + shift,
+                        xerr=half,
+                        fmt="o",
+                        color=color,
+                        markersize=4,
+                        capsize=2,
+                    )
+            ax.plot(row.published, place - 0.12, "D", markerfacecolor="none", color="black", markersize=7)
+        ax.axvline(0, color="black", linewidth=0.8)
+        ax.set_yticks(range(len(rows)), [row.text for row in rows], fontsize=9)
+        ax.set_ylim(len(rows) - 0.5, -0.5)
+        ax.grid(axis="x", alpha=0.25)
+    axes[1, 0].set_xlabel("difference in accuracy (points)")
+    names = {"published, one run": ("D", "black"), "ours as made, 95 % interval": ("o", plots.SERIES[0])}
+    names["ours, tuned"] = "o", plots.SERIES[1]
+    for name, (marker, color) in names.items():
+        axes[0, 0].plot(
+            [], [], marker, color=color, markerfacecolor="none" if marker == "D" else color, label=name
+        )
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), ncols=3, **plots.LEGEND)
+    return fig
+
+
+def draw_why(network):
+    """The Figure of one chain of the study why: test accuracy after each change, and the published one."""
+    results = {
+        name.split(": ")[1]: r for name, r in results_of("why").items() if name.split(": ")[0] == network
+    }
+    fig, axes = plots.figure(f"{network}: one change after the other", 9, 0.9 + 0.4 * len(results))
+    ax, published = axes[0, 0], PUBLISHED["figures"][network]["test"][0]
+    for place, result in enumerate(results.values()):
+        values = points(result, "test")
+        ax.plot(values, np.full(len(values), place), "o", color=plots.SERIES[0], alpha=0.5)
+        ax.annotate(
+            f"{statistics.fmean(values):.2f}", (max(values), place), (6, -4), textcoords="offset points"
+        )
+    ax.axvline(published, color="black", linewidth=0.8, linestyle=":", label=f"published: {published:.2f}")
+    ax.set_yticks(range(len(results)), results, fontsize=9)
+    ax.set_ylim(len(results) - 0.5, -0.5)
+    ax.set_xlabel("test accuracy (%), a dot for each seed")
+    ax.margins(x=0.12)
+    ax.grid(axis="x", alpha=0.25)
+    ax.legend(frameon=False, loc="lower left")
+    return fig
