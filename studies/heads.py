@@ -177,11 +177,18 @@ def draw(heads, title):
     fig, axes = plots.figure(f"Classifiers on a CNN's features\n{title}", 9, 10, **size)
     values = {name: 100 * np.array(head["by_seed"]["test_accuracy"]) for name, head in heads.items()}
     output.dots(axes[0, 0], values, [plots.color_of(name) for name in values], "{:.2f}")
-    differences = {f"{head} vs\n{against}": values[head] - values[against] for head, against in COMPARISONS}
-    output.dots(axes[1, 0], differences, [plots.RIGHT] * len(differences), "{:+.2f}")
+    tests, _ = tables.compare_heads(heads, COMPARISONS)
+    for number, test in enumerate(tests):
+        points = values[test["variant"]] - values[test["against"]]
+        axes[1, 0].plot(points, np.full(len(points), number), "o", color=plots.RIGHT, alpha=0.3)
+        output.difference_at(axes[1, 0], number, test, plots.RIGHT)
+    names = [f"{test['variant']} vs\n{test['against']}" for test in tests]
+    axes[1, 0].set_yticks(range(len(names)), names, fontsize=9)
+    axes[1, 0].set_ylim(len(names) - 0.5, -0.5)
     axes[1, 0].axvline(0, color="black", linewidth=0.8)
+    axes[1, 0].grid(axis="x", alpha=0.25)
     axes[0, 0].set_xlabel("test accuracy (%); half: of the training images for the CNN")
-    axes[1, 0].set_xlabel("difference in points: seeds, mean, 95 % interval")
+    axes[1, 0].set_xlabel("difference (points): seeds, mean, 95 % interval; filled: differs")
     return fig
 
 

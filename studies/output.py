@@ -144,25 +144,44 @@ def readme(folder):
 
 
 def draw(summary):
-    """The Figure of a study: lines over a number, or a row for each variant with a dot for each seed."""
+    """The Figure of a study: lines over a number; or a row for each variant: accuracies, and differences."""
     results = {name: result for name, result in summary["variants"].items() if "val_accuracy" in result}
     title = f"{summary['question']}\n{caption(summary)}"
     if not results:
         return plots.figure(f"{title}\nEvery variant diverged.", 9, 1)[0]
     if summary["x"]:
         return lines(summary, results, title)
-    fig, axes = plots.figure(title, 9, 2 + 0.3 * len(results))
+    tests = {test["variant"]: test for test in summary["tests"]}
+    fig, axes = plots.figure(title, 11, 2 + 0.3 * len(results), ncols=1 + bool(tests), sharey=True)
     rows = {name: 100 * np.array(result["by_seed"]["test_accuracy"]) for name, result in results.items()}
     colors = [COLORS.get(result["script"], plots.GREY) for result in results.values()]
-    dots(axes[0, 0], rows, colors, "{:.2f}", max(values.mean() for values in rows.values()) - RANGE)
+    lowest = max(values.mean() for values in rows.values()) - RANGE
+    dots(axes[0, 0], rows, colors, "{:.2f}", lowest)
     axes[0, 0].set_xlabel("test accuracy (%): seeds, mean, 95 % interval", fontsize=9)
+    for number, (name, color) in enumerate(zip(rows, colors, strict=True)) if tests else ():
+        if name in tests and rows[name].mean() >= lowest:
+            difference_at(axes[0, 1], number, tests[name], color)
+    if tests:
+        axes[0, 1].axvline(0, color="black", linewidth=0.8)
+        axes[0, 1].set_xlabel(
+            "difference to the baseline (points), 95 % interval; filled: differs", fontsize=9
+        )
+        axes[0, 1].grid(axis="x", alpha=0.25)
     return fig
+
+
+def difference_at(ax, y, test, color, **style):
+    """Draw the difference of a test with its 95 % interval, filled where the two differ."""
+    fill = color if test["verdict"].startswith("differs") else "white"
+    style = {"color": color, "markerfacecolor": fill, "markersize": 6, "capsize": 3} | style
+    ax.errorbar(test["points"], y, xerr=test["high"] - test["points"], fmt="o", **style)
 
 
 def dots(ax, rows, colors, template, lowest=-np.inf):
     """Rows {name: values of the seeds}: dots, their mean and its 95 % interval, at the right the mean.
 
-    A row whose mean is below `lowest` is a triangle at the left edge.
+    A row whose mean is below `lowest` is a triangle at the left edge; it has no mean if its seeds differ by
+    more than RANGE.
     """
     for number, (values, color) in enumerate(zip(rows.values(), colors, strict=True)):
         if values.mean() < lowest:
@@ -171,7 +190,7 @@ def dots(ax, rows, colors, template, lowest=-np.inf):
         ax.plot(values, np.full(len(values), number), "o", color=color, alpha=0.45, markeredgewidth=0)
         style = {"color": color, "marker": "|", "markersize": 12, "markeredgewidth": 2}
         ax.errorbar(values.mean(), number, xerr=interval(values), **style)
-    means = np.array([[values.mean()] for values in rows.values()])
+    means = np.array([[values.mean() if np.ptp(values) < RANGE else np.nan] for values in rows.values()])
     plots.numbers_beside(ax, means, template, ["black"])
     ax.set_yticks(range(len(rows)), rows, fontsize=9)
     ax.set_ylim(len(rows) - 0.5, -0.5)

@@ -14,8 +14,8 @@ from scipy import stats
 
 import plots
 import run
-from studies.output import difference, markdown
-from studies.statistics import correct, t_test, verdict
+from studies.output import difference, difference_at, markdown
+from studies.statistics import compare, correct, t_test, verdict
 
 PUBLISHED = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 SPLITS = {"train_eval": "training", "val": "validation", "test": "test"}
@@ -35,18 +35,22 @@ def points(result, split):
     return [100 * value for value in result["by_seed"][f"{split}_accuracy"]]
 
 
+def is_like(results, network, other):
+    """Whether two networks are of the same project and kind, MLP or CNN."""
+    same_kind = (results[network]["script"] == "mlp") == (results[other]["script"] == "mlp")
+    return same_kind and title(network)[:2] == title(other)[:2]
+
+
 def spread(results, network, split):
     """(standard deviation, degrees of freedom), pooled over the networks of the same project and kind.
 
-    Kinds are MLPs and CNNs. Where a project's are trained with one seed each, over those of all projects.
+    Where a project's are trained with one seed each, over those of the kind of all projects.
     """
-    is_mlp, pools = results[network]["script"] == "mlp", ([], [])
-    for other, result in results.items():
-        if (result["script"] == "mlp") == is_mlp and len(result["seeds"]) > 1:
-            pools[1].append(points(result, split))
-            if title(other)[:2] == title(network)[:2]:
-                pools[0].append(points(result, split))
-    values = pools[0] or pools[1]
+    several = {name: r for name, r in results.items() if len(r["seeds"]) > 1}
+    pool = [r for name, r in several.items() if is_like(results, network, name)]
+    is_mlp = results[network]["script"] == "mlp"
+    pool = pool or [r for r in several.values() if (r["script"] == "mlp") == is_mlp]
+    values = [points(result, split) for result in pool]
     df = sum(len(v) - 1 for v in values)
     return math.sqrt(sum((len(v) - 1) * statistics.variance(v) for v in values) / df), df
 
@@ -57,25 +61,23 @@ def predicted(results, network, split):
     return statistics.fmean(values), stats.t.ppf(0.975, df) * std * math.sqrt(1 + 1 / len(values))
 
 
+def compared(results, network, split, published):
+    """[seeds, mean ± standard deviation, prediction interval, what the published figure is] as texts."""
+    if network not in results:
+        return ["0", "-", "-", "not run"]
+    values, (mean, half) = points(results[network], split), predicted(results, network, split)
+    std = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    verdict = "reproduced" if abs(published - mean) <= half else "higher" if published > mean else "lower"
+    return [len(values), f"{mean:.2f}{std}", f"{mean - half:.2f} to {mean + half:.2f}", verdict]
+
+
 def figures_table():
     """Table 1: each published figure, and ours as made."""
     results, rows = results_of("as_made"), []
     for network, figures in PUBLISHED["figures"].items():
-        for split, published in figures.items() if network in results else ():
-            values = points(results[network], split)
-            mean, half = predicted(results, network, split)
-            std = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-            text = (
-                "reproduced"
-                if abs(published[0] - mean) <= half
-                else "higher"
-                if published[0] > mean
-                else "lower"
-            )
-            cells = [", ".join(f"{value:.2f}" for value in published), SPLITS[split], len(values)]
-            rows.append(
-                [title(network), *cells, f"{mean:.2f}{std}", f"{mean - half:.2f} to {mean + half:.2f}", text]
-            )
+        for split, published in figures.items():
+            row = [title(network), ", ".join(f"{value:.2f}" for value in published), SPLITS[split]]
+            rows.append(row + compared(results, network, split, published[0]))
     return markdown(
         ["network", "published", "of", "seeds", "ours", "95 % prediction interval", "published is"], rows
     )
@@ -86,12 +88,20 @@ def not_repeated():
 
 
 def claim(results, pair, split):
-    """The test of a pair of networks, without a verdict; None where one has not been trained."""
+    """The test of a pair of networks, without a verdict; None where one has not been trained.
+
+    Of networks of the same project and kind, and several seeds, it is that of the studies; else Welch's, with
+    the pooled deviation of each.
+    """
     if not {*pair} <= results.keys():
         return None
-    values, spreads = (
-        [points(results[name], split) for name in pair],
-        [spread(results, name, split) for name in pair],
+    first, second = pair
+    alike = [name for name in results if is_like(results, first, name)]
+    accuracies = {n: dict(zip(results[n]["seeds"], points(results[n], split), strict=True)) for n in alike}
+    if second in alike and (tests := compare(accuracies, [(first, second)])[0]):
+        return tests[0]
+    values, spreads = zip(
+        *((points(results[n], split), spread(results, n, split)) for n in pair), strict=True
     )
     variances = [std**2 / len(v) for (std, _), v in zip(spreads, values, strict=True)]
     df = spreads[0][1]  # the same for both, or that of Welch and Satterthwaite
@@ -137,22 +147,10 @@ def draw_claims():
     )
     for ax, rows in zip(axes[:, 0], (large, small), strict=True):
         for place, row in enumerate(rows):
-            for test, color, shift in (
-                (row.ours, plots.SERIES[0], -0.12),
-                (row.tuned, plots.SERIES[1], 0.12),
-            ):
-                if test:
-                    half = test["high"] - test["points"]
-                    ax.errorbar(
-                        test["points"],
-                        place + shift,
-                        xerr=half,
-                        fmt="o",
-                        color=color,
-                        markersize=4,
-                        capsize=2,
-                    )
-            ax.plot(row.published, place - 0.12, "D", markerfacecolor="none", color="black", markersize=7)
+            difference_at(ax, place - 0.15, row.ours, plots.SERIES[0])
+            if row.tuned:
+                difference_at(ax, place + 0.15, row.tuned, plots.SERIES[1])
+            ax.plot(row.published, place - 0.15, "D", markerfacecolor="none", color="black", markersize=7)
         ax.axvline(0, color="black", linewidth=0.8)
         ax.set_yticks(range(len(rows)), [row.text for row in rows], fontsize=9)
         ax.set_ylim(len(rows) - 0.5, -0.5)

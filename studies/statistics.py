@@ -24,7 +24,8 @@ def pooled_spread(accuracies):
     if len(values) < 2:
         return None
     residuals = [v - v.mean() for v in values]
-    levene_p = float(stats.levene(*values).pvalue) if any(np.ptp(v) for v in values) else 1.0
+    spreads = [v for v in values if len(v) > 2]  # two values are always as far from their median
+    levene_p = float(stats.levene(*spreads).pvalue) if len(spreads) > 1 and any(map(np.ptp, spreads)) else 1.0
     if levene_p < LEVEL:
         return None
     square, df = sum(np.vdot(r, r) for r in residuals), sum(len(r) - 1 for r in residuals)

@@ -3,6 +3,7 @@
 import re
 import shlex
 
+import numpy as np
 import pytest
 from conftest import ROOT
 
@@ -11,6 +12,7 @@ import data
 import hybrid_train
 import mlp_from_scratch
 import run
+from studies.statistics import paired_test
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
@@ -47,30 +49,52 @@ def test_commands_have_flags_that_exist(page):
             run.parse(flags, *MODULES[script])
 
 
-def points(study, variant, against):
-    tests = run.read_json(ROOT / f"results/studies/{study}/summary.json")["tests"]
-    return next(t["points"] for t in tests if (t["variant"], t["against"]) == (variant, against))
+def accuracies(folder):
+    return 100 * np.array(
+        run.read_json(ROOT / "results" / folder / "metrics.json")["by_seed"]["test_accuracy"]
+    )
 
 
-def accuracy(folder, name="test_accuracy"):
-    return 100 * run.read_json(ROOT / "results" / folder / "metrics.json")[name]
+LINEAR = "CNN, linear classifier"
+SAID = {  # study: the pairs whose differences the README states
+    "heads": [("NumPy MLP", LINEAR), ("NumPy MLP, trained jointly with the CNN", LINEAR)],
+    "depth": [("0", "1")],
+    "ema": [
+        ("constant, EMA", "constant, no EMA"),
+        ("cosine, no EMA", "constant, no EMA"),
+        ("cosine, EMA", "cosine, no EMA"),
+    ],
+    "width": [("1024-512", "128-64")],
+    "optimizer": [("sgd", "adam"), ("momentum", "adam")],
+    "augmentation": [("flip and shift 1, once", "none"), ("flip and shift 1, fresh", "none")],
+    "dropout": [("0.2", "0")],
+    "norm": [("batch", "none")],
+    "cnn_initialization": [("he, batch norm", "he")],
+    "pooling": [("max after 2 and 3", "max")],
+    "kernel_size": [("5", "3")],
+}
+SAID["heads"].append(("half: NumPy MLP, other half", "half: logistic regression, other half"))
 
 
 def test_numbers_in_sentences_are_those_of_the_results():
     heads = run.read_json(ROOT / "results/studies/heads/metrics.json")
-    tests = {(t["head"], t["against"]): t for t in heads["tests"]}
-    linear, head = "CNN, linear classifier", "NumPy MLP"
-    joint, half = "NumPy MLP, trained jointly with the CNN", "half: NumPy MLP, other half"
-    numbers = [f"{100 * heads['heads'][name]['test_accuracy']:.2f} %" for name in (head, linear)]
-    numbers.append(f"{100 * heads['heads']['logistic regression']['test_accuracy']:.2f} %")
-    for pair in ((head, linear), (joint, linear)):
-        numbers.append("{points:+.2f} ± {points_std:.2f} points".format(**tests[pair]))
-    numbers.append(f"{-tests[half, 'half: logistic regression, other half']['points']:.2f} points worse")
-    studies = {"depth": ("0", "1"), "width": ("300-100", "128-64"), "optimizer": ("sgd", "adam")}
-    studies["augmentation"] = ("flip and shift 1, once", "none")
-    numbers += [f"{abs(points(name, *pair)):.2f} points" for name, pair in studies.items()]
+    names = "NumPy MLP", "CNN, linear classifier", "logistic regression"
+    numbers = [f"{100 * heads['heads'][name]['test_accuracy']:.2f} %" for name in names]
+    numbers += [
+        difference(paired_test(accuracies("cnn_feature_extraction") - accuracies("mlp_from_scratch")))
+    ]
+    for study, pairs in SAID.items():
+        path = f"results/studies/{study}/{'metrics' if study == 'heads' else 'summary'}.json"
+        tests = {(t["variant"], t["against"]): t for t in run.read_json(ROOT / path)["tests"]}
+        numbers += [difference(tests[pair]) for pair in pairs]
     words = " ".join(README.split())
     assert [number for number in numbers if number not in words] == []
+    stated = re.findall(r"[+-]\d\.\d\d \([^)]*\)", words)
+    assert sorted(stated) == sorted(number for number in numbers if "(" in number)
+
+
+def difference(test):
+    return f"{test['points']:+.2f} ({test['low']:+.2f} to {test['high']:+.2f})"
 
 
 def test_the_printed_results_are_those_of_the_committed_run():

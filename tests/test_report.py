@@ -130,7 +130,7 @@ def test_the_numbers_are_those_of_the_runs(folders, page, digits):
     assert parsed.row("3", str(counts[3].sum()))[2:4] == [f"{precision:.3f}", f"{recall:.3f}"]
     test = finished.compare(finished.read_runs(folders.values()))[-1]
     row = parsed.row("NumPy MLP", "CNN features + NumPy MLP")
-    assert row[2:4] == [f"{test['points']:+.2f} ({test['low']:+.2f} to {test['high']:+.2f})", "3"]
+    assert row[2:4] == ["3", f"{test['points']:+.2f} ({test['low']:+.2f} to {test['high']:+.2f})"]
 
 
 def test_the_worst_mistakes_and_the_calibration(folders, digits, monkeypatch):

@@ -6,11 +6,9 @@ import shutil
 import pytest
 from conftest import ROOT, crowded_texts
 
-import cnn_feature_extraction as cnn
-from studies import figures, finished, output, tables
-from studies.study import command
+from studies import figures, finished, output, published, tables
 
-FOLDERS = [*tables.RUNS, *(f"references/{folder}" for folder in tables.REFERENCE_MLPS), "studies/heads"]
+FOLDERS = [*tables.RUNS, "studies/heads"]
 
 
 @pytest.fixture
@@ -33,7 +31,7 @@ def test_the_committed_tables_are_those_made_from_the_results(capsys):
 
 CHANGES = {  # file in results/: a number in it
     "mlp_best/metrics.json": ("test_accuracy",),
-    "references/mlp_128/metrics.json": ("test_accuracy",),
+    "studies/as_made/summary.json": ("variants", "R0 MLP", "by_seed", "test_accuracy", 0),
     "studies/heads/metrics.json": ("heads", "NumPy MLP", "test_accuracy"),
     "studies/l1/summary.json": ("run_seconds",),
     "benchmark_xeon/cnn.json": ("speedup", "tutorial"),
@@ -87,19 +85,9 @@ def test_cells():
 
 def test_the_figure_of_all_models_is_readable():
     runs = finished.read_runs(ROOT / "results" / folder for folder in tables.MODELS)
-    references = finished.read_runs(ROOT / "results/references" / folder for folder in tables.REFERENCE_MLPS)
-    assert crowded_texts(figures.accuracy_vs_parameters(runs, references)) == []
+    assert crowded_texts(figures.accuracy_vs_parameters(runs, published.results_of("as_made"))) == []
 
 
-@pytest.mark.parametrize("name", ["initialization", "training_images", "references"])
+@pytest.mark.parametrize("name", ["initialization", "training_images", "as_made"])
 def test_the_figure_of_a_study_is_readable(name):
     assert crowded_texts(output.draw(tables.metrics_of(f"studies/{name}", "summary.json"))) == []
-
-
-def test_commands_of_the_reference_cnns_can_be_pasted():
-    variants = tables.metrics_of("studies/references", "summary.json")["variants"]
-    for variant in variants.values():
-        words = command("cnn", variant["settings"]).split()
-        s = tables.run.parse(words[2:], cnn, cnn.data, tables.run)
-        for name, value in variant["settings"].items():
-            assert getattr(s, name) == (tuple(value) if isinstance(value, list) else value)

@@ -1,0 +1,109 @@
+"""The networks of similar projects as they were made, and what is said about their figures."""
+
+import statistics
+
+import numpy as np
+import pytest
+from conftest import crowded_texts
+from scipy import stats
+
+import cnn_feature_extraction as cnn
+import hybrid_train
+from studies import as_made, published
+from studies.runner import RESERVED
+
+NETWORKS = as_made.NETWORKS | {"backbone": as_made.R2_CNN}
+
+
+def planted(accuracies, script="mlp"):
+    """{network: a result with these test accuracies in percent}"""
+    results = {}
+    for name, values in accuracies.items():
+        by_seed = {"test_accuracy": [value / 100 for value in values]}
+        results[name] = {
+            "script": script,
+            "seeds": [*range(len(values))],
+            "by_seed": by_seed,
+            "parameters": 10,
+        }
+    return results
+
+
+def test_every_published_figure_and_claim_has_its_network():
+    assert published.PUBLISHED["figures"].keys() == NETWORKS.keys()
+    for claim in published.PUBLISHED["claims"].values():
+        assert {*claim["pair"]} <= NETWORKS.keys()
+        figures = [published.PUBLISHED["figures"][name] for name in claim["pair"]]
+        values = [figure.get(claim["split"], [np.nan]) for figure in figures]
+        differences = [a - b for a in values[0] for b in values[1]]
+        assert any(difference == pytest.approx(claim["published"]) for difference in differences), claim
+
+
+SIZES = {  # network: parameters of the CNN, number of its features, by hand; R4's are published
+    "R4 CNN v1": (120_970, 4608),
+    "R4 CNN v2": (5_858_442, 1024),
+    "R4 CNN v3": (5_858_442, 1024),
+    "backbone": (536_714, 128),
+    "R3 CNN": (824_458, 256),
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_sizes(name):
+    s = cnn.settings(**{key: value for key, value in NETWORKS[name].items() if key not in RESERVED})
+    model = cnn.CNN(s)
+    assert (sum(p.numel() for p in model.parameters()), model.classifier.in_features) == SIZES[name]
+
+
+def test_the_joint_hybrid_has_the_features_of_its_project():
+    s = {key: value for key, value in as_made.R0_JOINT.items() if key not in RESERVED}
+    assert cnn.CNN(hybrid_train.settings(**s)).classifier.in_features == 4608
+
+
+def test_prediction_intervals_by_hand():
+    """Deviations are pooled over a project's networks of a kind, or else over those of all projects."""
+    results = planted({"R3 a": [90.0, 91.0], "R3 b": [80.0, 80.2, 80.4], "R4 c": [70.0]})
+    results |= planted({"R3 CNN": [92.0, 96.0]}, "cnn")
+    std = ((0.5 + 0.08) / 3) ** 0.5  # sums of squares and degrees of freedom: 0.5 and 1, 0.08 and 2
+    for name, n in (("R3 a", 2), ("R4 c", 1)):
+        assert published.spread(results, name, "test") == (pytest.approx(std), 3)
+        mean, half = published.predicted(results, name, "test")
+        assert mean == pytest.approx(np.mean(published.points(results[name], "test")))
+        assert half == pytest.approx(3.1824 * std * (1 + 1 / n) ** 0.5, rel=1e-4)  # Student's t, 3 degrees
+    assert published.spread(results, "R3 CNN", "test") == (pytest.approx(8**0.5), 1)
+
+
+def test_a_claim_of_two_kinds_is_welchs_test():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(90, 0.1, 6), rng.normal(84, 0.5, 4)
+    results = planted({"R3 MLP": b}) | planted({"R3 CNN": a}, "cnn")
+    test = published.claim(results, ("R3 CNN", "R3 MLP"), "test")
+    expected = stats.ttest_ind(a, b, equal_var=False)
+    assert (test["p"], test["points"]) == pytest.approx((expected.pvalue, a.mean() - b.mean()))
+    assert (test["low"], test["high"]) == pytest.approx(tuple(expected.confidence_interval()))
+    assert published.claim(results, ("R3 CNN", "R4 CNN v1"), "test") is None
+
+
+def test_tables(monkeypatch):
+    results = planted(
+        {"R0 MLP": [78.0, 79.0], "R3 MLP": [84.0, 85.0], "R3 MLP, 1 hidden layer": [84.0, 84.5]}
+    )
+    for result in results.values():
+        result["by_seed"] |= {"val_accuracy": [0.7, 0.7001], "train_eval_accuracy": [0.9, 0.9]}
+    monkeypatch.setattr(published, "results_of", lambda name: results if name == "as_made" else {})
+    rows = [line.strip("| ").split(" | ") for line in published.figures_table().splitlines()]
+    cells = {(row[0], row[2]): row for row in rows}
+    assert cells["R0 MLP", "test"][1:5] == ["78.53", "test", "2", "78.50 ± 0.71"]
+    assert cells["R0 MLP", "test"][6] == "reproduced"
+    assert cells["R0 MLP", "validation"][6] == "higher"  # 79.60 against 70.5
+    assert cells["R4 CNN v1", "test"][3:] == ["0", "-", "-", "not run"]
+    (claim,) = published.claims()
+    assert (claim.published, claim.tuned) == (0.21, None)
+    assert claim.ours["points"] == pytest.approx(statistics.fmean([84.0, 85.0]) - 84.25)
+    assert "two hidden layers instead of one | +0.21 | +0.25 (" in published.claims_table()
+
+
+def test_figures_are_readable():
+    assert crowded_texts(published.draw_claims()) == []
+    for network in as_made.CHAINS:
+        assert crowded_texts(published.draw_why(network)) == []
