@@ -50,6 +50,7 @@ FLIP: bool = True  # mirror each training image with probability 0.5
 SHIFT: int = 1  # random shift of training images, in pixels
 ERASE: int = 0  # side of a square of noise in half of the training images, in pixels
 ROTATE: float = 0.0  # random rotation of training images, up to this many degrees
+TRANSLATE: float = 0.0  # random translation of training images, up to this fraction of their size
 TTA: Literal["none", "flip", "shifts", "6_views", "10_views", "18_views"] = "flip"  # test-time augmentation
 KERNEL_SIZES: tuple[int, ...] = (3,)  # kernel size of each convolution; a single one is for all
 PADDING: tuple[int, ...] = ()  # padding of each convolution; empty: the maps keep their size
@@ -82,7 +83,9 @@ LIMITS = {
     **dict.fromkeys(("EPOCHS", "CHANNELS", "POOL_AFTER", "DROPOUT_AFTER", "BATCH_SIZE", "FC"), (1, 10**6)),
     **dict.fromkeys(("LEARNING_RATE", "INIT_SCALE"), (1e-12, 1000)),
     **dict.fromkeys(("WEIGHT_DECAY", "SHIFT", "ERASE", "PADDING", "PLATEAU_PATIENCE"), (0, 1000)),
-    **dict.fromkeys(("MOMENTUM", "DROPOUT", "FC_DROPOUT", "LABEL_SMOOTHING", "WARMUP"), (0, 0.999)),
+    **dict.fromkeys(
+        ("MOMENTUM", "DROPOUT", "FC_DROPOUT", "LABEL_SMOOTHING", "WARMUP", "TRANSLATE"), (0, 0.999)
+    ),
     "KERNEL_SIZES": (1, 99),
     "ROTATE": (0, 180),
     "EMA_DECAY": (0, 0.9999999),
@@ -197,7 +200,7 @@ def cut_after(model, number):
     return model
 
 
-def augment(x, flip, shift, erase, rng, rotate=0.0):
+def augment(x, flip, shift, erase, rng, rotate=0.0, translate=0.0):
     """A randomly changed copy of the tensor x (N, 1, H, W), as data.augment makes it of arrays."""
     n, _, height, width = x.shape
     device = {"generator": rng, "device": x.device}
@@ -208,14 +211,13 @@ def augment(x, flip, shift, erase, rng, rotate=0.0):
         cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
         rows = [cos, -sin * height / width, zero, sin * width / height, cos, zero]  # coordinates in [-1, 1]
         grid = F.affine_grid(torch.stack(rows, dim=1).view(n, 2, 3), x.shape, align_corners=False)
-        x = F.grid_sample(x, grid, align_corners=False)
+        x = F.grid_sample(x, grid, mode="nearest", align_corners=False)
     if shift:
-        x = F.pad(x, 4 * (shift,))
-        down, right = torch.randint(2 * shift + 1, (2, n, 1, 1), **device)
-        image = torch.arange(n, device=x.device)[:, None, None]
-        rows = torch.arange(height, device=x.device)[:, None] + down  # (N, H, 1)
-        columns = torch.arange(width, device=x.device) + right  # (N, 1, W)
-        x = x[image, 0, rows, columns][:, None]  # -> (N, 1, H, W)
+        x = moved(x, torch.randint(2 * shift + 1, (2, n, 1, 1), **device), shift)
+    if translate:
+        limits = translate * torch.tensor([height, width], device=x.device).view(2, 1, 1, 1)  # in pixels
+        reach = math.ceil(translate * max(height, width))
+        x = moved(x, reach + torch.round(limits * (2 * torch.rand(2, n, 1, 1, **device) - 1)).long(), reach)
     if erase:
         top = torch.randint(height - erase + 1, (n, 1, 1, 1), **device)
         left = torch.randint(width - erase + 1, (n, 1, 1, 1), **device)
@@ -224,6 +226,18 @@ def augment(x, flip, shift, erase, rng, rotate=0.0):
         inside &= torch.rand(n, 1, 1, 1, **device) < 0.5
         x = torch.where(inside, torch.rand(x.shape, **device), x)
     return x
+
+
+def moved(x, corners, reach):
+    """Of each of the images x (N, 1, H, W), padded by `reach` zeros, H x W pixels from its corner on.
+
+    corners (2, N, 1, 1): rows and columns.
+    """
+    _, _, height, width = x.shape
+    image = torch.arange(len(x), device=x.device)[:, None, None]
+    rows = torch.arange(height, device=x.device)[:, None] + corners[0]  # (N, H, 1)
+    columns = torch.arange(width, device=x.device) + corners[1]  # (N, 1, W)
+    return F.pad(x, 4 * (reach,))[image, 0, rows, columns][:, None]  # -> (N, 1, H, W)
 
 
 def lr_at(progress, s):
@@ -427,7 +441,7 @@ def train(images, s, folder=None, model=None, head=None, on_epoch=lambda history
         for step, batch in enumerate(batches, epoch * steps):
             lr = factor * lr_at(step / (s.epochs * steps), s)
             shard, loss_scale = processes.shard(batch)
-            x = to_channels_last(augment(X[shard], s.flip, s.shift, s.erase, rng, s.rotate))
+            x = to_channels_last(augment(X[shard], s.flip, s.shift, s.erase, rng, s.rotate, s.translate))
             loss, correct = trainer.train_step(x, y[shard], lr, loss_scale)
             loss_sum += loss * len(batch) / processes.world_size
             num_correct += correct

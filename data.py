@@ -181,24 +181,27 @@ def standardize(X, mean, std):
     return X
 
 
-def augment(X, rng, flip=False, shift=0, erase=0, rotate=0.0):
+def augment(X, rng, flip=False, shift=0, erase=0, rotate=0.0, translate=0.0):
     """A randomly changed copy of training images X (N, 28, 28); each image is drawn independently.
 
     flip: mirror with probability 0.5. shift: by up to this many pixels both ways, filled with 0. erase: with
     probability 0.5, replace a square of this many pixels by noise (random erasing, Zhong et al. 2020).
-    rotate: by up to this many degrees both ways, about the center, filled with 0.
+    rotate: by up to this many degrees both ways, about the center, filled with 0; by nearest pixels, since
+    interpolation would blur training images alone. translate: by up to this fraction of the height and of the
+    width, both ways, rounded to pixels, filled with 0.
     """
     n, *shape = X.shape
     if flip:
         X = np.where(rng.random(n)[:, None, None] < 0.5, X[:, :, ::-1], X)
     if rotate:
         degrees = rng.uniform(-rotate, rotate, n)
-        X = np.stack([ndimage.rotate(*pair, reshape=False, order=1) for pair in zip(X, degrees, strict=True)])
+        X = np.stack([ndimage.rotate(*pair, reshape=False, order=0) for pair in zip(X, degrees, strict=True)])
     if shift:
-        padded = np.pad(X, ((0, 0), (shift, shift), (shift, shift)))
-        windows = np.lib.stride_tricks.sliding_window_view(padded, shape, axis=(1, 2))
-        down, right = rng.integers(2 * shift + 1, size=(2, n))
-        X = windows[np.arange(n), down, right]
+        X = moved(X, rng.integers(2 * shift + 1, size=(2, n)), shift)
+    if translate:
+        limits = translate * np.array(shape)[:, None]  # (2, 1), in pixels
+        reach = math.ceil(limits.max())
+        X = moved(X, reach + np.rint(rng.uniform(-limits, limits, (2, n))).astype(int), reach)
     if erase:
         height, width = shape
         top, left = rng.integers(height - erase + 1, size=n), rng.integers(width - erase + 1, size=n)
@@ -209,9 +212,16 @@ def augment(X, rng, flip=False, shift=0, erase=0, rotate=0.0):
     return X
 
 
+def moved(X, corners, reach):
+    """Of each of the images X (N, H, W), padded by `reach` zeros, H x W pixels from its corner (2, N) on."""
+    padded = np.pad(X, ((0, 0), (reach, reach), (reach, reach)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, X.shape[1:], axis=(1, 2))
+    return windows[np.arange(len(X)), *corners]
+
+
 def is_augmented(s):
     """Whether the settings s change the training images."""
-    return bool(s.flip or s.shift or s.erase or s.rotate)
+    return bool(s.flip or s.shift or s.erase or s.rotate or s.translate)
 
 
 def batches(n, batch_size, rng):

@@ -124,7 +124,7 @@ def head_settings(s):
     names += ("init", "optimizer", "schedule", "normalize")
     options = {name: getattr(s, f"head_{name}") for name in names}
     zeros = ("warmup", "weight_decay", "label_smoothing", "input_dropout", "max_grad_norm", "ema_decay")
-    zeros += ("l1", "l2", "patience", "shift", "erase", "rotate")
+    zeros += ("l1", "l2", "patience", "shift", "erase", "rotate", "translate")
     options |= dict.fromkeys(zeros, 0) | {"flip": False, "seed": s.seed}
     options["train_on_val"] = s.train_on_val  # for the names of the curves
     return mlp.settings(loss="softmax", **options)

@@ -44,6 +44,7 @@ FLIP: bool = True  # mirror each training image with probability 0.5
 SHIFT: int = 0  # random shift of training images, in pixels
 ERASE: int = 0  # side of a square of noise in half of the training images, in pixels
 ROTATE: float = 0.0  # random rotation of training images, up to this many degrees
+TRANSLATE: float = 0.0  # random translation of training images, up to this fraction of their size
 AUGMENT_ONCE: bool = False  # augment once before training, instead of anew for every batch
 NORMALIZE: Literal["none", "symmetric", "global", "per_pixel"] = "global"  # standardization of the pixels
 TTA: Literal["none", "flip", "shifts", "6_views", "10_views", "18_views"] = "flip"  # test-time augmentation
@@ -66,7 +67,9 @@ LIMITS = {
     **dict.fromkeys(("EPOCHS", "HIDDEN", "BATCH_SIZE"), (1, 10**6)),
     **dict.fromkeys(("LEARNING_RATE", "INIT_SCALE"), (1e-12, 1000)),
     **dict.fromkeys(("WEIGHT_DECAY", "SHIFT", "ERASE", "MAX_GRAD_NORM", "L1", "L2", "PATIENCE"), (0, 10**6)),
-    **dict.fromkeys(("DROPOUT", "INPUT_DROPOUT", "LABEL_SMOOTHING", "MOMENTUM", "WARMUP"), (0, 0.999)),
+    **dict.fromkeys(
+        ("DROPOUT", "INPUT_DROPOUT", "LABEL_SMOOTHING", "MOMENTUM", "WARMUP", "TRANSLATE"), (0, 0.999)
+    ),
     "EMA_DECAY": (0, 0.999999),
     "ROTATE": (0, 180),
 }
@@ -562,7 +565,7 @@ class Trainer:
     def augment(self, X):
         """The network's inputs (n, features): X (n, H, W) in [0, 1], or features, augmented, standardized."""
         s = self.s
-        X = data.augment(X, self.rngs["augment"], s.flip, s.shift, s.erase, s.rotate)
+        X = data.augment(X, self.rngs["augment"], s.flip, s.shift, s.erase, s.rotate, s.translate)
         return data.standardize(X, self.model.mean, self.model.std)
 
     def evaluate(self, X, y):

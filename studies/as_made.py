@@ -4,7 +4,7 @@
 
 The set-ups were read in the projects' public code. Each seed draws its own split. What differs from theirs:
 splits are stratified; images are shuffled anew in each epoch; R3's pixels are standardized by the training
-images alone, and its translation by up to 2.8 pixels, rounded, is one by up to 3.
+images alone.
 """
 
 import itertools
@@ -53,7 +53,7 @@ R2_HYBRID |= {"head_normalize": "none", "head_batch_size": 128}
 
 R3 = {"val_fraction": 1 / 6, "normalize": "global", "batch_size": 64, "epochs": 20}
 R3_MLP = SGD | R3 | {"hidden": (256, 256), "init": "fan_out", "learning_rate": 0.001}
-R3_AUGMENT = {"flip": True, "rotate": 10.0, "shift": 3}
+R3_AUGMENT = {"flip": True, "rotate": 10.0, "translate": 0.1}
 R3_CNN = ADAM | R3 | {"channels": (32, 64), "pool_after": (1, 2), "fc": (256,), "init": "pytorch"}
 R3_CNN |= {"batch_size": 128}
 R3_DROPOUT = {"dropout": 0.2, "dropout_after": (1,), "dropout_maps": True, "fc_dropout": 0.4}
@@ -117,8 +117,8 @@ CHAINS = {  # {network: its changes, one after the other, each kept}
     "R3 MLP, no hidden layer": {
         "He's initialization": HE,
         "rate 0.01": {"learning_rate": 0.01},
-        "rate 0.1": {"learning_rate": 0.1},
         "cosine schedule": COSINE,
+        "60 epochs": {"epochs": 60},
     },
     "R0 MLP": {
         "rate 0.1": {"learning_rate": 0.1},

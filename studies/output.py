@@ -136,7 +136,9 @@ def readme(folder):
     index = [[f"[{s['name']}](#{s['name']})", s["question"]] for s in summaries]
     if (folder / "heads/README.md").exists():
         index.append(["[heads](heads/README.md)", "Which classifier is best on a CNN's features?"])
-    start = [INTRODUCTION.read_text(encoding="utf-8"), markdown(["study", "question"], index)]
+    verdicts = [test["verdict"] for s in summaries for test in s["tests"]]
+    share = f"Of {len(verdicts)} comparisons, {verdicts.count('undecided')} are undecided.\n"
+    start = [INTRODUCTION.read_text(encoding="utf-8"), share, markdown(["study", "question"], index)]
     return "\n".join([*start, *map(section, summaries)])
 
 

@@ -83,6 +83,10 @@ def figures_table():
     )
 
 
+def projects():
+    return markdown(["", "repository"], PUBLISHED["projects"].items())
+
+
 def not_repeated():
     return markdown(["network, published", "why it is not repeated"], PUBLISHED["not_repeated"].items())
 

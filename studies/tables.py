@@ -183,7 +183,7 @@ def processes():
 
 
 TABLES = (models, accuracies, costs, heads, head_tests, chosen, ratios, sizes, processes)
-TABLES += (published.figures_table, published.claims_table, published.not_repeated)
+TABLES += (published.figures_table, published.claims_table, published.not_repeated, published.projects)
 TABLES = {function.__name__: function for function in TABLES}
 
 

@@ -131,10 +131,17 @@ class Angle:
         return np.full(n, float(self.angle))
 
 
-def test_rotation():
+def test_rotation_and_translation():
     X = np.random.default_rng(1).random((3, 28, 28), dtype=np.float32)
     for angle, turned in ((90, np.rot90(X, axes=(1, 2))), (180, X[:, ::-1, ::-1]), (0, X)):
         assert data.augment(X, Angle(angle), rotate=180) == pytest.approx(turned, abs=1e-5)
+    moved = data.augment(np.repeat(X[:1], 4000, axis=0), np.random.default_rng(0), translate=0.1)
+    images = {x.tobytes(): 0 for x in moved}
+    for x in moved:
+        images[x.tobytes()] += 1
+    assert len(images) == 49  # by up to 2.8 pixels, rounded: -3 to 3
+    share = images[np.pad(X[0], 3)[:28, :28].tobytes()] / 4000  # by 3 both ways
+    assert share == pytest.approx((0.3 / 5.6) ** 2, abs=0.003)
     few = data.augment(X, np.random.default_rng(0), rotate=10)
     assert few.dtype == np.float32
     assert 0.02 < np.abs(few - X).mean() < 0.4
