@@ -2,7 +2,7 @@
 
     python -m extras.minimal_mlp
 
-prints the loss and the validation accuracy of each epoch, and at the end "test accuracy on Fashion-MNIST 87.23%".
+prints loss and validation accuracy of each epoch, and at the end: test accuracy on Fashion-MNIST 87.23%
 
 X (N, 784) are images, y (N,) their labels from 0 to 9. `dz` is the gradient of the loss with respect to z.
 """
