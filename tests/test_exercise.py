@@ -197,13 +197,17 @@ def test_a_backward_pass_may_be_that_of_the_files_own_forward(tmp_path, capsys):
     assert verdicts["BatchNorm.backward"].startswith("right")
 
 
-def test_code_that_fails_is_a_verdict_and_a_file_that_is_not_python_an_error(tmp_path, capsys):
-    (tmp_path / "mlp.py").write_text(solve(exercise.FILES[0], {"sgd": "p -= rate"}), encoding="utf-8")
+def test_code_that_fails_and_a_wrong_pass_after_a_blank_one_are_verdicts(tmp_path, capsys):
+    changes = {
+        "sgd": "p -= rate",
+        "Dropout.forward": "raise NotImplementedError",
+        "Dropout.backward": "return dout",
+    }
+    (tmp_path / "mlp.py").write_text(solve(exercise.FILES[0], changes), encoding="utf-8")
     _, verdicts = check(tmp_path / "mlp.py", capsys)
     assert "NameError" in verdicts["sgd"]
-    (tmp_path / "mlp.py").write_text("def f(:", encoding="utf-8")
-    with pytest.raises(run.Error, match="line 1"):
-        check_gradients.main(["--file", str(tmp_path / "mlp.py")])
+    assert verdicts["Dropout.forward"] == "not done"
+    assert "no mask" in verdicts["Dropout.backward"]
 
 
 def test_the_copies_run_where_they_are_and_no_folder_is_overwritten(folder, script):
