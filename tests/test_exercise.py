@@ -53,7 +53,7 @@ SOLUTION = {
     "sgd": "p[:] = p - lr * g",
     "momentum": "v[:] = optimizer.momentum * v + g\np -= lr * v",
     "adam": """
-        t = optimizer.t
+        t, beta1, beta2, eps = optimizer.t, 0.9, 0.999, 1e-8
         m[:] = beta1 * m + (1 - beta1) * g
         v[:] = beta2 * v + (1 - beta2) * g**2
         p -= lr * (m / (1 - beta1**t)) / (np.sqrt(v / (1 - beta2**t)) + eps)""",
