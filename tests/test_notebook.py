@@ -59,7 +59,7 @@ CELLS = [c for c in json.loads((ROOT / "tour.ipynb").read_text("utf-8"))["cells"
 
 def test_the_tour_runs_on_few_images(monkeypatch, digits, capsys):
     few = {name: getattr(digits, name) for name in ("train", "val", "test")}
-    few = {name: data.Split(split.X[:400], split.y[:400], split.indices[:400]) for name, split in few.items()}
+    few = {name: data.Split(split.X[:600], split.y[:600], split.indices[:600]) for name, split in few.items()}
     small = dataclasses.replace(digits, **few)
     monkeypatch.setattr(data, "load", lambda **options: small)
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -69,11 +69,8 @@ def test_the_tour_runs_on_few_images(monkeypatch, digits, capsys):
         exec("".join(line for line in cell["source"] if not line.startswith("%")), names)
     assert min(names["accuracies"].values()) > 0.6
     assert names["zeros"]["val_accuracy"][-1] < 0.2 < 0.5 < names["he"]["val_accuracy"][-1]
-    printed = capsys.readouterr().out
-    assert "nan" in printed
-    pair = [
-        float(line.split()[-1]) for line in printed.splitlines() if line.startswith(("backward", "central"))
-    ]
+    lines = capsys.readouterr().out.splitlines()
+    pair = [float(line.split()[-1]) for line in lines if line.startswith(("backward", "central"))]
     assert pair[0] == pytest.approx(pair[1], rel=1e-5)
 
 
