@@ -112,6 +112,36 @@ def test_example_of_a_layer(title):
         assert example[name] == values[name], name
 
 
+def test_the_graph_of_batch_norm_gives_its_gradient():
+    example, steps = EXAMPLES["BatchNorm(2, eps=3)"], EXAMPLES["the graph of BatchNorm(2, eps=3)"]
+    values = {name: example[name].array for name in ("x", "gamma", "beta", "dout")} | {"eps": 3, "N": 2}
+    rows = re.findall(r"^\| `(\w+)` \| `(\w+ = .*?)` \| `(\w+ = .*?)` \|$", PAGE, re.MULTILINE)
+    for name, forward, _ in rows:
+        exec(forward, values)
+        assert name not in example or example[name] == values[name]
+    for _, _, backward in reversed(rows):
+        exec(backward, values)
+    assert len(rows) == 6
+    for name, numbers in (steps | {"dx": example["dx"]}).items():
+        assert numbers == values[name], name
+
+
+@pytest.mark.parametrize("norm", ["none", "batch", "layer"])
+def test_the_doubled_batch_changes_no_gradient_of_a_parameter(norm):
+    rng = np.random.default_rng(0)
+    model = mlp.MLP((6, 5, 4, 3), rng, dtype=np.float64, norm=norm)
+    x, y, found = rng.standard_normal((8, 6)), rng.integers(0, 3, 8), []
+    for copies in (1, 2):
+        _, dlogits = mlp.softmax_cross_entropy(
+            model.forward(np.tile(x, (copies, 1)), True), np.tile(y, copies)
+        )
+        dx = model.backward(dlogits, input_gradient=True)
+        found.append((model.grads.copy(), dx[:8] * copies))
+    for one, two in zip(*found, strict=True):
+        assert np.abs(one).max() > 0.01
+        assert np.allclose(one, two, rtol=1e-10, atol=1e-14)
+
+
 @pytest.mark.parametrize("title", OF_LOSSES)
 def test_example_of_a_loss(title):
     example = EXAMPLES[title]
