@@ -399,7 +399,9 @@ def tracker(s, path):
                 writer.add_scalar(name, value, step)
             for picture in pictures or ():
                 writer.add_image(picture.stem, np.asarray(Image.open(picture)), dataformats="HWC")
-            writer.flush() if pictures is None else writer.close()
+            writer.flush()
+            if pictures is not None:
+                writer.close()
 
         return log
     if s.track == "wandb":
