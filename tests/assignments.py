@@ -1,7 +1,8 @@
-"""Run every command of docs/assignments.md with --quick, some minutes: `python -m tests.assignments`.
+"""Run every command of docs/assignments.md with --quick, which takes a while: `python -m tests.assignments`.
 
-Prints each command with its seconds and whether it works; the exit code is 1 if one does not. A command whose
-dataset or weights cannot be downloaded here is reported as such.
+With words, only the commands that contain them: `python -m tests.assignments search mlp`. Prints each command
+with its seconds and whether it works; the exit code is 1 if one does not. A command whose dataset or weights
+cannot be downloaded here is reported as such.
 """
 
 import re
@@ -16,9 +17,9 @@ ROOT = Path(__file__).parent.parent
 
 
 def commands():
-    """The commands of the page, each once."""
+    """The commands in the tables of the page, each once."""
     text = (ROOT / "docs/assignments.md").read_text(encoding="utf-8")
-    return list(dict.fromkeys(re.findall(r"`(python [^`]+)`", text)))
+    return list(dict.fromkeys(re.findall(r"\| `(python [^`]+)` \|", text)))
 
 
 def run_command(command, folder, flags=()):
@@ -32,8 +33,8 @@ def run_command(command, folder, flags=()):
 
 
 def main():
-    failed = []
-    for command in commands():
+    failed, chosen = [], [c for c in commands() if all(word in c for word in sys.argv[1:])]
+    for command in chosen:
         start = time.perf_counter()
         with tempfile.TemporaryDirectory() as place:
             code, output = run_command(command, Path(place, "run"))
@@ -44,7 +45,7 @@ def main():
         if verdict == "FAILS":
             failed.append(command)
             print(output[-2000:])
-    print(f"{len(failed)} of {len(commands())} commands fail")
+    print(f"{len(failed)} of {len(chosen)} commands fail")
     sys.exit(bool(failed))
 
 
