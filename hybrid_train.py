@@ -31,7 +31,7 @@ import run
 # Edit here, or use flags: HEAD_EPOCHS is --head-epochs. The CNN's settings are in cnn_feature_extraction.py.
 TRAINING: Literal["frozen", "joint"] = "frozen"  # MLP on a trained, frozen CNN; or both end to end
 HEAD_HIDDEN: tuple[int, ...] = (256, 128)  # neurons of each hidden layer of the MLP
-HEAD_ACTIVATION: Literal["relu", "leaky_relu", "tanh", "gelu", "sigmoid"] = "relu"  # of the MLP
+HEAD_ACTIVATION: Literal["relu", "leaky_relu", "tanh", "gelu", "sigmoid", "identity"] = "relu"  # of the MLP
 HEAD_NORM: Literal["none", "layer"] = "none"  # normalization before each activation of the MLP
 HEAD_DROPOUT: float = 0.0  # dropout probability in the MLP's hidden layers
 HEAD_INIT: Literal["he", "xavier", "lecun", "fan_out", "random"] = "he"  # initialization of the MLP's weights
@@ -127,6 +127,7 @@ def head_settings(s):
     zeros += ("l1", "l2", "patience", "shift", "erase", "rotate", "translate")
     options |= dict.fromkeys(zeros, 0) | {"flip": False, "seed": s.seed}
     options["train_on_val"] = s.train_on_val  # for the names of the curves
+    options |= {"momentum": 0.9, "rmsprop_decay": 0.99, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
     return mlp.settings(loss="softmax", **options)
 
 

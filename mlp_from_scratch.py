@@ -28,6 +28,7 @@ import monitor
 import plots
 import run
 
+Loss = Literal["softmax", "sigmoid", "squared_error"]
 Schedule = Literal["constant", "step", "exponential", "cosine", "linear", "plateau", "halve"]
 
 # Edit here, or use flags: EPOCHS is --epochs. The first ten are the ones to change first.
@@ -35,8 +36,8 @@ EPOCHS: int = 40  # passes over the training set
 HIDDEN: tuple[int, ...] = (256, 128)  # neurons of each hidden layer; empty: softmax regression
 LEARNING_RATE: float = 0.003  # peak learning rate; try 0.1 with sgd, 0.02 with momentum
 BATCH_SIZE: int = 128  # images per step
-OPTIMIZER: Literal["sgd", "momentum", "nesterov", "rmsprop", "adam", "adamw"] = "adam"  # update rule
-ACTIVATION: Literal["relu", "leaky_relu", "tanh", "gelu", "sigmoid"] = "relu"  # in the hidden layers
+OPTIMIZER: Literal["sgd", "momentum", "nesterov", "rmsprop", "adam", "adamw", "nadam"] = "adam"  # update rule
+ACTIVATION: Literal["relu", "leaky_relu", "tanh", "gelu", "sigmoid", "identity"] = "relu"  # of hidden layers
 NORM: Literal["none", "batch", "layer"] = "batch"  # normalization before each activation
 DROPOUT: float = 0.05  # dropout probability in the hidden layers
 WEIGHT_DECAY: float = 0.1  # decoupled weight decay, of weights only; use less with sgd
@@ -48,11 +49,15 @@ TRANSLATE: float = 0.0  # random translation of training images, up to this frac
 AUGMENT_ONCE: bool = False  # augment once before training, instead of anew for every batch
 NORMALIZE: Literal["none", "symmetric", "global", "per_pixel"] = "global"  # standardization of the pixels
 TTA: Literal["none", "flip", "shifts", "6_views", "10_views", "18_views"] = "flip"  # test-time augmentation
-INIT: Literal["he", "xavier", "lecun", "fan_out", "random"] = "he"  # initialization of the weights
+INIT: Literal["he", "xavier", "lecun", "fan_out", "random", "zeros"] = "he"  # initialization of the weights
 INIT_SCALE: float = 0.01  # standard deviation of the weights with INIT = "random"
-LOSS: Literal["softmax", "sigmoid"] = "softmax"  # cross-entropy of the softmax, or of a sigmoid per class
+LOSS: Loss = "softmax"  # cross-entropy of the softmax or of a sigmoid per class; squared error of the softmax
 LABEL_SMOOTHING: float = 0.1  # fraction of each label that is spread over all classes
 MOMENTUM: float = 0.9  # decay of the velocity of momentum and nesterov
+RMSPROP_DECAY: float = 0.99  # decay of the mean squared gradient of rmsprop
+BETA1: float = 0.9  # decay of the mean gradient of adam, adamw and nadam
+BETA2: float = 0.999  # decay of their mean squared gradient
+EPS: float = 1e-8  # added to the root of the mean squared gradient, also of rmsprop
 SCHEDULE: Schedule = "linear"  # learning rate after the warm-up
 WARMUP: float = 0.2  # fraction of the training in which the learning rate rises to its peak
 MAX_GRAD_NORM: float = 0.0  # clip the norm of the gradient to this; 0: never
@@ -67,11 +72,11 @@ LIMITS = {
     **dict.fromkeys(("EPOCHS", "HIDDEN", "BATCH_SIZE"), (1, 10**6)),
     **dict.fromkeys(("LEARNING_RATE", "INIT_SCALE"), (1e-12, 1000)),
     **dict.fromkeys(("WEIGHT_DECAY", "SHIFT", "ERASE", "MAX_GRAD_NORM", "L1", "L2", "PATIENCE"), (0, 10**6)),
-    **dict.fromkeys(
-        ("DROPOUT", "INPUT_DROPOUT", "LABEL_SMOOTHING", "MOMENTUM", "WARMUP", "TRANSLATE"), (0, 0.999)
-    ),
-    "EMA_DECAY": (0, 0.999999),
+    **dict.fromkeys(("DROPOUT", "INPUT_DROPOUT", "LABEL_SMOOTHING", "MOMENTUM", "WARMUP"), (0, 0.999)),
+    **dict.fromkeys(("EMA_DECAY", "RMSPROP_DECAY", "BETA1", "BETA2"), (0, 0.999999)),
+    "EPS": (1e-12, 1),
     "ROTATE": (0, 180),
+    "TRANSLATE": (0, 0.999),
 }
 
 
@@ -118,6 +123,7 @@ INITS = {
     "lecun": lambda n_in, n_out, scale: 1 / n_in,  # LeCun et al. 1998, section 4.6
     "fan_out": lambda n_in, n_out, scale: 1 / n_out,  # keeps that of the gradients in linear layers
     "random": lambda n_in, n_out, scale: scale**2,
+    "zeros": lambda n_in, n_out, scale: 0,  # all neurons of a layer stay equal: they have equal gradients
 }
 
 
@@ -155,6 +161,7 @@ ACTIVATIONS = {
     "tanh": (np.tanh, lambda x, y: 1 - y**2),
     "gelu": (lambda x: x * ndtr(x), lambda x, y: ndtr(x) + x * normal_density(x)),  # Hendrycks, Gimpel 2016
     "sigmoid": (sigmoid, lambda x, y: y * (1 - y)),
+    "identity": (lambda x: x, lambda x, y: np.ones_like(x)),
 }
 
 
@@ -294,7 +301,23 @@ def sigmoid_cross_entropy(logits, y, smoothing=0.0):
     return float(losses.sum(axis=1).mean()), (sigmoid(logits) - targets) / len(y)
 
 
+def softmax_squared_error(logits, y, smoothing=0.0):
+    """(loss, dlogits (N, C)): squared error of the probabilities, mean over the batch (Brier 1950).
+
+    loss = mean over the batch of sum_c (p_c - t_c)^2, with p = softmax(logits) and targets t as in
+    `softmax_cross_entropy`;  dlogits = p (dp - sum_c dp_c p_c) / N, with dp = 2 (p - t). This is almost 0
+    where a probability is almost 1, even that of a wrong class.
+    """
+    p = softmax(logits)
+    errors = p - smoothing / logits.shape[1]
+    errors[np.arange(len(y)), y] -= 1 - smoothing
+    dp = 2 * errors
+    dlogits = p * (dp - (dp * p).sum(axis=1, keepdims=True)) / len(y)  # (N, C) - (N, 1) -> (N, C)
+    return float((errors**2).sum(axis=1).mean()), dlogits
+
+
 LOSSES = {"softmax": (softmax_cross_entropy, softmax), "sigmoid": (sigmoid_cross_entropy, sigmoid)}
+LOSSES |= {"squared_error": (softmax_squared_error, softmax)}
 
 
 class MLP:
@@ -425,9 +448,12 @@ class Optimizer:
     compute with; they are set to zero.
     """
 
-    def __init__(self, name, params, grads, momentum=0.9):
+    def __init__(
+        self, name, params, grads, momentum=0.9, rmsprop_decay=0.99, beta1=0.9, beta2=0.999, eps=1e-8
+    ):
         num_moments, self.rule = OPTIMIZERS[name]
         self.params, self.grads, self.momentum, self.t = params, grads, momentum, 0
+        self.rmsprop_decay, self.beta1, self.beta2, self.eps = rmsprop_decay, beta1, beta2, eps
         self.moments = np.zeros((num_moments, len(params)), params.dtype)
 
     def step(self, lr):
@@ -458,14 +484,14 @@ def nesterov(optimizer, lr, p, g, v):
     p -= lr * (g + optimizer.momentum * v)
 
 
-def rmsprop(optimizer, lr, p, g, v, decay=0.99, eps=1e-8):
+def rmsprop(optimizer, lr, p, g, v):
     """v = decay v + (1 - decay) grad^2;  params -= lr grad / (sqrt(v) + eps)  (Tieleman and Hinton 2012)."""
-    v *= decay
-    v += (1 - decay) * (g * g)
-    p -= lr * (g / (np.sqrt(v) + eps))
+    v *= optimizer.rmsprop_decay
+    v += (1 - optimizer.rmsprop_decay) * (g * g)
+    p -= lr * (g / (np.sqrt(v) + optimizer.eps))
 
 
-def adam(optimizer, lr, p, g, m, v, beta1=0.9, beta2=0.999, eps=1e-8):
+def adam(optimizer, lr, p, g, m, v):
     """Adam (Kingma and Ba 2015, algorithm 1):
 
         m = beta1 m + (1 - beta1) grad;  v = beta2 v + (1 - beta2) grad^2
@@ -474,6 +500,7 @@ def adam(optimizer, lr, p, g, m, v, beta1=0.9, beta2=0.999, eps=1e-8):
     Here m and v are stored without their factors 1 - beta1 and 1 - beta2. These and the bias corrections are
     in the factor of the step and in that of eps: the same result with two passes over the arrays fewer.
     """
+    beta1, beta2, eps = optimizer.beta1, optimizer.beta2, optimizer.eps
     m *= beta1
     m += g
     v *= beta2
@@ -483,9 +510,26 @@ def adam(optimizer, lr, p, g, m, v, beta1=0.9, beta2=0.999, eps=1e-8):
     p -= factor * (m / (np.sqrt(v) + eps / root))
 
 
+def nadam(optimizer, lr, p, g, m, v):
+    """Adam with Nesterov momentum (Dozat 2016, algorithm 2 with mu = beta1 in all steps): m and v of adam,
+
+        m_bar = beta1 m / (1 - beta1^(t + 1)) + (1 - beta1) grad / (1 - beta1^t)
+        params -= lr m_bar / (sqrt(v / (1 - beta2^t)) + eps)
+
+    In torch.optim.NAdam, mu rises to beta1, at first half of it, the faster the larger its momentum_decay.
+    """
+    beta1, beta2, eps, t = optimizer.beta1, optimizer.beta2, optimizer.eps, optimizer.t
+    m *= beta1
+    m += (1 - beta1) * g
+    v *= beta2
+    v += (1 - beta2) * (g * g)
+    m_bar = beta1 / (1 - beta1 ** (t + 1)) * m + (1 - beta1) / (1 - beta1**t) * g
+    p -= lr * (m_bar / (np.sqrt(v / (1 - beta2**t)) + eps))
+
+
 # {name: (number of moments, rule)}; adamw is adam, since weight decay is in Trainer.adjust for all of them
 OPTIMIZERS = {"sgd": (0, sgd), "momentum": (1, momentum), "nesterov": (1, nesterov), "rmsprop": (1, rmsprop)}
-OPTIMIZERS |= {"adam": (2, adam), "adamw": (2, adam)}
+OPTIMIZERS |= {"adam": (2, adam), "adamw": (2, adam), "nadam": (2, nadam)}
 
 
 def lr_at(step, total, s):
@@ -521,7 +565,8 @@ class Trainer:
         options = s.activation, s.norm, s.dropout, s.input_dropout, s.init, s.init_scale
         self.model = MLP(sizes, self.rngs["init"], self.rngs["dropout"], X.dtype, *options)
         self.model.mean, self.model.std = data.normalization_stats(X, s.normalize)
-        self.optimizer = Optimizer(s.optimizer, self.model.params, self.model.grads, s.momentum)
+        options = s.momentum, s.rmsprop_decay, s.beta1, s.beta2, s.eps
+        self.optimizer = Optimizer(s.optimizer, self.model.params, self.model.grads, *options)
         self.ema, self.best = self.model.values.copy(), self.model.values.copy()
         self.monitor = monitor.Monitor(self.model, X[:1000], s)
         self.loss, _ = LOSSES[s.loss]
@@ -674,7 +719,8 @@ def train(images, s, folder=None, on_epoch=lambda history: False):
 
 def curves(histories, title, s):
     """Figure of loss and accuracy by epoch; histories: {name: history}."""
-    return plots.curves(histories, title, data.is_augmented(s), s.label_smoothing, s.train_on_val)
+    augmented = data.is_augmented(s)
+    return plots.curves(histories, title, augmented, s.label_smoothing, s.train_on_val, s.loss)
 
 
 def training_figures(trainer, images, steps):

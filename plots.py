@@ -137,12 +137,14 @@ def image_grid(ax, pictures, columns, **options):
 # ---- training
 
 
-def curves(histories, title, augmented=False, smoothing=0.0, trained_on_val=False):
+def curves(histories, title, augmented=False, smoothing=0.0, trained_on_val=False, loss="softmax"):
     """Loss and accuracy by epoch. histories: {seed: {"epoch": [...], "train_loss": [...], ...}}.
 
     Several seeds are thin lines, their mean is a thick one. The y axis shows the range after the first tenth
-    of the epochs. trained_on_val: the validation images were trained on, too, and are not called so.
+    of the epochs. trained_on_val: the validation images were trained on, too, and are not called so. loss: of
+    mlp_from_scratch.LOSSES.
     """
+    name_of_loss = "squared error" if loss == "squared_error" else "cross-entropy"
     seeds = f", {len(histories)} seeds and their mean" if len(histories) > 1 else ""
     fig, axes = figure(f"Loss and accuracy by epoch{seeds}\n{title}", 9, 4.2, ncols=2)
     changes = [name for name, used in (("augmented", augmented), ("smoothed labels", smoothing)) if used]
@@ -150,7 +152,7 @@ def curves(histories, title, augmented=False, smoothing=0.0, trained_on_val=Fals
     held_out = ("training images that are usually held out", GREY) if trained_on_val else ("validation", VAL)
     styles = {"train": (batches, TRAIN, ":"), "train_eval": ("training images in eval mode", TRAIN, "-")}
     styles["val"] = (*held_out, "-")
-    for ax, what, unit in zip(axes[0], ("loss", "accuracy"), ("cross-entropy", "%"), strict=True):
+    for ax, what, unit in zip(axes[0], ("loss", "accuracy"), (name_of_loss, "%"), strict=True):
         factor, later = 100 if unit == "%" else 1, []
         for prefix, (label, color, style) in styles.items():
             name = f"{prefix}_{what}"
@@ -189,7 +191,7 @@ def loss_by_step(losses, steps, title):
     if len(losses) > window:
         mean = np.convolve(losses, np.full(window, 1 / window), mode="valid")
         ax.plot(epochs[window - 1 :], mean, color=TRAIN, label=f"mean of {window} steps")
-    ax.set(xlabel="epoch", ylabel="training loss (cross-entropy)")
+    ax.set(xlabel="epoch", ylabel="training loss")
     ax.grid(alpha=0.25)
     ax.legend(frameon=False, fontsize=9)
     return fig

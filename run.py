@@ -14,6 +14,7 @@ import difflib
 import functools
 import hashlib
 import importlib.metadata
+import importlib.util
 import inspect
 import io
 import itertools
@@ -46,6 +47,7 @@ FIGURES: bool = True  # draw the figures
 FIGURE_FORMAT: Literal["png", "svg", "pdf"] = "png"  # format of the figures
 SAVE_WEIGHTS: bool = True  # save weights, features, checkpoints and test probabilities
 LOG_STEPS: bool = False  # save the loss of every training step in steps.csv, and draw it
+TRACK: Literal["none", "tensorboard", "wandb", "trackio"] = "none"  # also send metrics and figures there
 
 LIMITS = {"SEED": (0, 2**31 - 1), "SEEDS": (1, 1000)}
 
@@ -300,6 +302,8 @@ class RunFolder:
         tqdm.write("".join(f"{row[column]:>{width}}" for column, width in widths.items()))
         sys.stdout.flush()
         self.save({name: csv_text(history, zip(*history.values(), strict=True))})
+        prefix = name.removesuffix("history.csv")  # "cnn_" of a hybrid's CNN
+        self.track({prefix + column: values[-1] for column, values in history.items()}, history["epoch"][-1])
 
     def log_steps(self, losses):
         """Write the loss of every step as steps.csv."""
@@ -366,12 +370,59 @@ class RunFolder:
         machine = "{cores} cores of {processor}".format(**metrics["machine"])
         print(f"\n{metrics['seconds']:.0f} s on {metrics['machine'].get('gpu', machine)}; {versions}")
         print(f"all files are in\n{self.path}")
+        numbers = {f"final/{name}": value for name, value in metrics.items() if type(value) in (int, float)}
+        self.track(numbers, pictures=sorted(self.path.glob("*.png")))
         return metrics
+
+    @functools.cached_property
+    def track(self):
+        return tracker(self.s, self.path)
+
+
+def tracker(s, path):
+    """A function log(numbers, step=0, pictures=None) that sends {name: number} to the package s.track.
+
+    It is called after each epoch, and at the end with PNG files. TensorBoard's files are in the run's folder
+    `path`. The project in wandb and trackio is the environment's WANDB_PROJECT; wandb reads its own others.
+    """
+    if s.track == "none":
+        return lambda numbers, step=0, pictures=None: None
+    if s.track == "tensorboard":
+        from PIL import Image
+        from torch.utils.tensorboard import SummaryWriter
+
+        writer = SummaryWriter(path)
+        writer.add_text("settings", "\n".join(f"- {name}: {value}" for name, value in vars(s).items()))
+
+        def log(numbers, step=0, pictures=None):
+            for name, value in numbers.items():
+                writer.add_scalar(name, value, step)
+            for picture in pictures or ():
+                writer.add_image(picture.stem, np.asarray(Image.open(picture)), dataformats="HWC")
+            writer.flush()
+            if pictures is not None:
+                writer.close()
+
+        return log
+    if s.track == "wandb":
+        import wandb as board
+    else:
+        import trackio as board
+    place = {"dir": path} if s.track == "wandb" else {}
+    project, name = os.environ.get("WANDB_PROJECT", "fashion-mnist"), "/".join(path.parts[-2:])
+    board.init(project=project, name=name, config=vars(s), **place)
+
+    def log(numbers, step=0, pictures=None):
+        board.log(numbers | {picture.stem: board.Image(str(picture)) for picture in pictures or ()})
+        if pictures is not None:
+            board.finish()
+
+    return log
 
 
 def training_settings(s):
     """The settings that a training depends on, as JSON has them."""
-    others = ("resume", "output_dir", "data_dir", "figures", "figure_format", "save_weights")
+    others = ("resume", "output_dir", "data_dir", "figures", "figure_format", "save_weights", "track")
     return json.loads(json.dumps({name: value for name, value in vars(s).items() if name not in others}))
 
 
@@ -392,6 +443,8 @@ def run_seeds(script, run_once, s, curves):
     resumed run skips finished seeds. Returns what run_once does; of several seeds the last one's, with the
     metrics of all.
     """
+    if s.track != "none" and not importlib.util.find_spec(s.track):
+        raise Error(f"--track {s.track}: needs a package: pip install {s.track}")
     if s.seeds == 1:
         return run_once(s)
     all_metrics, histories, result = [], {}, SimpleNamespace(history=None, model=None)

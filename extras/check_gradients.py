@@ -46,8 +46,10 @@ TORCH = {
     "Dropout": lambda layer, p, x: x * torch.tensor(layer.mask),
     "BatchNorm": lambda layer, p, x: F.batch_norm(x, None, None, p["gamma"], p["beta"], True, eps=layer.eps),
     "LayerNorm": lambda layer, p, x: F.layer_norm(x, x.shape[1:], p["gamma"], p["beta"], layer.eps),
+    "identity": lambda layer, p, x: x,
     "softmax_loss": lambda logits, t: F.cross_entropy(logits, t),
     "sigmoid_loss": lambda logits, t: F.binary_cross_entropy_with_logits(logits, t, reduction="sum") / len(t),
+    "squared_error_loss": lambda logits, t: F.mse_loss(logits.softmax(1), t, reduction="sum") / len(t),
 }
 SAME_NAMES = ("relu", "leaky_relu", "tanh", "gelu", "sigmoid", "silu", "elu", "selu", "mish", "softplus")
 TORCH |= {name: lambda layer, p, x, name=name: getattr(F, name)(x) for name in SAME_NAMES}
@@ -414,7 +416,7 @@ def main(argv=None):
     print(f"{'largest relative error of the gradient of':<44}{'differences':>13}{'autograd':>13}")
     for name in [s.layer] if s.layer else checks():
         for array, pair in layer_errors(name, s.seed).items():
-            verdicts.append(show(f"{name:<14} {array}", pair, s.tolerance))
+            verdicts.append(show(f"{name:<18} {array}", pair, s.tolerance))
     if not s.layer:
         networks = dict(network_errors(s.seed))
         for name in networks if s.all else ():

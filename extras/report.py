@@ -113,7 +113,7 @@ def curves(result):
     place = f"on {result.images.name}, {seeds}"
     augmented = bool(s.get("flip") or s.get("shift") or s.get("erase"))
     changes = {"augmented": augmented, "smoothing": s.get("label_smoothing", 0)}
-    changes["trained_on_val"] = s.get("train_on_val", False)
+    changes |= {"trained_on_val": s.get("train_on_val", False), "loss": s.get("loss", "softmax")}
     caption, pictures = f"Loss and accuracy by epoch, {seeds}.", []
     paths = {seed: folder / "cnn_history.csv" for seed, folder in result.folders.items()}
     if all(path.exists() for path in paths.values()):
@@ -175,7 +175,7 @@ def reliability(result):
     """The reliability diagram of the first seed, before and after temperature scaling."""
     m, y, p = result.metrics, result.images.test.y, result.probabilities[result.first]
     bins = {"before": run.calibration(y, p)}
-    if "temperature" in m and m["settings"].get("loss", "softmax") == "softmax":
+    if "temperature" in m and m["settings"].get("loss", "softmax") != "sigmoid":
         scaled = p ** (1 / m["temperature"])  # softmax(logits / T), up to a factor in each row
         bins["after"] = run.calibration(y, scaled / scaled.sum(axis=1, keepdims=True))
     title = plots.run_title(m["model"], result.images.name, result.first)

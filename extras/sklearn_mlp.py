@@ -30,6 +30,7 @@ SAME = ("activation", "batch_size", "momentum", "norm", "dropout", "label_smooth
 # The other settings: as MLPClassifier, and nothing that it does not have
 PLAIN = {"init": "xavier", "loss": "softmax", "normalize": "none", "flip": False, "shift": 0, "erase": 0}
 PLAIN |= {"input_dropout": 0.0, "warmup": 0.0, "max_grad_norm": 0.0, "ema_decay": 0.0, "l1": 0.0}
+PLAIN |= {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
 
 
 class ScratchMLPClassifier(ClassifierMixin, BaseEstimator):
@@ -37,8 +38,8 @@ class ScratchMLPClassifier(ClassifierMixin, BaseEstimator):
 
     The parameters that MLPClassifier has, too, have its names, meaning and defaults. Choices that differ:
 
-        activation      relu, leaky_relu, tanh, gelu, or sigmoid (also called logistic)
-        solver          adam, adamw, rmsprop, nesterov (MLPClassifier's "sgd"), momentum, or sgd
+        activation      relu, leaky_relu, tanh, gelu, identity, or sigmoid (also called logistic)
+        solver          adam, adamw, nadam, rmsprop, nesterov (MLPClassifier's "sgd"), momentum, or sgd
         learning_rate   the schedule: constant, step, exponential, cosine, linear; plateau with early_stopping
 
     norm (none, batch, layer), dropout, label_smoothing and weight_decay are settings of mlp_from_scratch.py.

@@ -134,7 +134,7 @@ def write(study, script, fixed, folder):
 
 
 def save_figures(study, folder):
-    """Optuna's figures: accuracy by trial, against each setting, and which settings mattered."""
+    """Optuna's figures: accuracy by trial, against each and all settings, and which settings mattered."""
     import matplotlib
 
     matplotlib.use("Agg")  # Optuna's figures are pyplot's
@@ -143,10 +143,14 @@ def save_figures(study, folder):
 
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     several = len({trial.value for trial in study.get_trials(states=(TrialState.COMPLETE,))}) > 1
-    names = ["optimization_history", "slice", "param_importances"]
+    names = ["optimization_history", "slice", "param_importances", "parallel_coordinate"]
     for name in names if several else names[:2]:
         getattr(figures, f"plot_{name}")(study)
-        save_figure(folder / f"{name}.png", pyplot.gcf())
+        figure = pyplot.gcf()
+        if name == "parallel_coordinate":  # an axis for each setting, with its values beside it
+            figure.set_size_inches(3 + 1.4 * len(study.best_params), 5.5)
+            figure.subplots_adjust(left=0.06, right=0.98, bottom=0.22)
+        save_figure(folder / f"{name}.png", figure)
         pyplot.close()
 
 

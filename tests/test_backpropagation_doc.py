@@ -87,7 +87,7 @@ def read_examples():
 
 EXAMPLES = read_examples()
 OF_LAYERS = [title for title, example in EXAMPLES.items() if "dout" in example]
-OF_LOSSES = [title for title in EXAMPLES if "cross_entropy" in title]
+OF_LOSSES = [title for title in EXAMPLES if "smoothing=" in title]
 (PENALTIES,) = [title for title in EXAMPLES if title.startswith("l1")]
 (ADAM,) = [title for title in EXAMPLES if title.startswith("two steps of Adam")]
 

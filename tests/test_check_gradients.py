@@ -12,6 +12,7 @@ NETWORKS = [  # together they use every norm, loss and penalty, and dropout
     ("batch", "tanh", 0.4, "sigmoid", 0.1, "L2"),
     ("layer", "gelu", 0.4, "softmax", 0.0, "L1"),
     ("none", "relu", 0.0, "softmax", 0.1, "-"),
+    ("none", "identity", 0.0, "squared_error", 0.1, "-"),
 ]
 
 
@@ -27,7 +28,7 @@ def wrong():
 
 def test_all_gradients_are_right():
     names = set(mlp.ACTIVATIONS) | {"Linear", "Dropout", "BatchNorm", "LayerNorm"}
-    assert check_gradients.checks().keys() == names | {"softmax_loss", "sigmoid_loss"}
+    assert check_gradients.checks().keys() == names | {"softmax_loss", "sigmoid_loss", "squared_error_loss"}
     assert not wrong()
     for name in check_gradients.checks():
         for differences, autograd in check_gradients.layer_errors(name, seed=1).values():

@@ -22,6 +22,7 @@ LAYERS = {
 }
 for f in (F.relu, F.leaky_relu, F.tanh, F.gelu, F.sigmoid):
     LAYERS[f.__name__] = lambda f=f: mlp.Activation(f.__name__), lambda layer, p, x, f=f: f(x)
+LAYERS["identity"] = lambda: mlp.Activation("identity"), lambda layer, p, x: x * 1
 
 
 @pytest.fixture(autouse=True)
@@ -135,6 +136,7 @@ def test_dropout_keeps_the_mean(p):
 
 
 VARIANCES = {"he": 2 / 500, "xavier": 2 / 1200, "lecun": 1 / 500, "fan_out": 1 / 700, "random": 0.05**2}
+VARIANCES["zeros"] = 0
 
 
 @pytest.mark.parametrize("init", mlp.INITS)
@@ -142,7 +144,7 @@ def test_initial_variances(init):
     model = mlp.MLP((500, 700, 3), RNG, init=init, init_scale=0.05, norm="layer")
     (W, _), (W_last, _) = model.weights
     assert W.var() == pytest.approx(VARIANCES[init], rel=0.01)
-    assert abs(W.mean()) < 3 * (VARIANCES[init] / W.size) ** 0.5
+    assert abs(W.mean()) <= 3 * (VARIANCES[init] / W.size) ** 0.5
     assert W_last.var() == pytest.approx(mlp.INITS[init](700, 3, 0.05), rel=0.1)
     assert not model.views["0.b"].any()
     assert (set(model.views["1.gamma"]), set(model.views["1.beta"])) == ({1}, {0})
@@ -153,6 +155,8 @@ def torch_loss(name, logits, y, smoothing):
     targets = F.one_hot(torch.tensor(y), classes).double() * (1 - smoothing) + smoothing / classes
     if name == "softmax":
         return F.cross_entropy(logits, targets)
+    if name == "squared_error":
+        return ((logits.softmax(1) - targets) ** 2).sum() / len(y)
     return F.binary_cross_entropy_with_logits(logits, targets, reduction="sum") / len(y)
 
 
@@ -172,11 +176,17 @@ def test_loss_and_gradient(name, smoothing, logits):
     expected = torch_loss(name, leaf, y, smoothing)
     assert (type(loss), loss) == (float, pytest.approx(expected.item(), rel=1e-12))
     assert relative(dlogits, torch.autograd.grad(expected, leaf)[0].numpy()) < 1e-12
-    torch_probabilities = leaf.softmax(1) if name == "softmax" else leaf.sigmoid()
+    torch_probabilities = leaf.sigmoid() if name == "sigmoid" else leaf.softmax(1)
     assert relative(values, torch_probabilities.detach().numpy()) < 1e-12
     if logits is not EXTREME:
         differences = central_differences(lambda: function(logits, y, smoothing)[0], logits)
         assert relative(dlogits, differences) < 1e-7
+
+
+def test_squared_error_learns_little_where_a_network_is_confidently_wrong():
+    wrong = np.array([[20.0, 0.0, 0.0]]), np.array([1])
+    assert mlp.softmax_cross_entropy(*wrong)[1][0] == pytest.approx([1, -1, 0], abs=1e-8)
+    assert 0 < np.abs(mlp.softmax_squared_error(*wrong)[1]).max() < 1e-7
 
 
 def torch_network(model, params, x):

@@ -109,6 +109,16 @@ def test_augment_once(digits, monkeypatch):
     assert sizes[1:] == [600, 600, n - 1200] * 2 + [n]
 
 
+def test_zeros_leave_all_neurons_of_a_layer_equal(digits):
+    """With random weights they differ."""
+    for init, equal in (("zeros", True), ("xavier", False)):
+        model, history = train(digits, init=init, activation="sigmoid", norm="none", dropout=0.0)
+        W1, W2 = model.weights[0][0], model.weights[1][0]  # (784, 24), (24, 16)
+        spread = max(np.ptp(W1, axis=1).max() / np.abs(W1).max(), np.ptp(W2, axis=0).max() / np.abs(W2).max())
+        assert (spread < 1e-4) == equal, spread
+        assert history["train_loss"][-1] < history["train_loss"][0]
+
+
 def test_divergence(digits):
     with pytest.raises(run.Diverged):
         train(digits, optimizer="sgd", learning_rate=1000.0, norm="none", weight_decay=0.0, l2=1.0)

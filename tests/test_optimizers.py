@@ -1,6 +1,7 @@
 """Optimizers, schedules, weight decay, penalties, clipping and averages, against PyTorch and slow loops."""
 
 import dataclasses
+import inspect
 import math
 from types import SimpleNamespace
 from typing import get_args
@@ -16,25 +17,46 @@ import cnn_feature_extraction as cnn
 import mlp_from_scratch as mlp
 import run
 
-TORCH = {
-    "sgd": torch.optim.SGD,
-    "momentum": lambda p, lr: torch.optim.SGD(p, lr, momentum=0.8),
-    "nesterov": lambda p, lr: torch.optim.SGD(p, lr, momentum=0.8, nesterov=True),
-    "rmsprop": torch.optim.RMSprop,
-    "adam": torch.optim.Adam,
-    "adamw": lambda p, lr: torch.optim.AdamW(p, lr, weight_decay=0),
-}
+DEFAULTS = {"momentum": 0.9, "rmsprop_decay": 0.99, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
+OTHERS = {"momentum": 0.7, "rmsprop_decay": 0.8, "beta1": 0.6, "beta2": 0.95, "eps": 0.01}
+
+
+def in_torch(name, params, momentum, rmsprop_decay, beta1, beta2, eps):
+    """PyTorch's optimizer of this name, with the same settings."""
+    adam = {"betas": (beta1, beta2), "eps": eps}
+    options = {
+        "sgd": (torch.optim.SGD, {}),
+        "momentum": (torch.optim.SGD, {"momentum": momentum}),
+        "nesterov": (torch.optim.SGD, {"momentum": momentum, "nesterov": True}),
+        "rmsprop": (torch.optim.RMSprop, {"alpha": rmsprop_decay, "eps": eps}),
+        "adam": (torch.optim.Adam, adam),
+        "adamw": (torch.optim.AdamW, adam | {"weight_decay": 0}),
+        "nadam": (torch.optim.NAdam, adam | {"momentum_decay": 1e9}),  # its mu is then beta1 in all steps
+    }
+    optimizer, kwargs = options[name]
+    return optimizer(params, lr=1.0, **kwargs)
+
+
 LONG = 2 * mlp.CHUNK + 5  # three chunks, the last of another size
 SIZES = [(40, np.float64, 1e-12), (40, np.float32, 1e-5), (LONG, np.float64, 1e-12)]
 
 
+@pytest.fixture
+def float64_scalars():
+    """PyTorch's NAdam keeps the product of its mu in the default type."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("options", [DEFAULTS, OTHERS], ids=["defaults", "others"])
 @pytest.mark.parametrize(("size", "dtype", "tolerance"), SIZES)
 @pytest.mark.parametrize("name", mlp.OPTIMIZERS)
-def test_twenty_steps(name, size, dtype, tolerance):
+def test_twenty_steps(name, size, dtype, tolerance, options, float64_scalars):
     rng = np.random.default_rng(3)
     params, grads = rng.standard_normal(size).astype(dtype), np.empty(size, dtype)
     tensor = torch.tensor(params, requires_grad=True)
-    optimizer, reference = mlp.Optimizer(name, params, grads, momentum=0.8), TORCH[name]([tensor], lr=1.0)
+    optimizer, reference = mlp.Optimizer(name, params, grads, **options), in_torch(name, [tensor], **options)
     for step in range(20):
         grads[:] = rng.standard_normal(size)
         before = grads.copy()
@@ -47,7 +69,15 @@ def test_twenty_steps(name, size, dtype, tolerance):
     assert params.dtype == optimizer.moments.dtype == dtype
 
 
-@pytest.mark.parametrize("name", ["momentum", "nesterov", "rmsprop", "adam"])
+def test_the_settings_of_the_optimizers_are_those_of_the_constants(digits):
+    s, parameters = vars(mlp.settings()), inspect.signature(mlp.Optimizer).parameters
+    assert {name: s[name] for name in DEFAULTS} == DEFAULTS
+    assert {name: parameters[name].default for name in DEFAULTS} == DEFAULTS
+    optimizer = make_trainer(digits, **OTHERS)[0].optimizer
+    assert {name: getattr(optimizer, name) for name in OTHERS} == OTHERS
+
+
+@pytest.mark.parametrize("name", ["momentum", "nesterov", "rmsprop", "adam", "nadam"])
 def test_moments_of_always_zero_gradients_do_not_become_subnormal(name):
     params, grads = np.ones(8, np.float32), np.ones(8, np.float32)
     optimizer = mlp.Optimizer(name, params, grads)
@@ -221,7 +251,8 @@ def test_the_moving_average_by_a_slow_loop(digits):
 
 
 KINDS = [{"norm": norm} for norm in mlp.NORMS] + [{"activation": name} for name in mlp.ACTIVATIONS]
-KINDS += [{"dropout": 0.1, "input_dropout": 0.1}, {"loss": "sigmoid", "label_smoothing": 0.1}]
+KINDS += [{"loss": name, "label_smoothing": 0.1} for name in mlp.LOSSES]
+KINDS += [{"optimizer": name} for name in mlp.OPTIMIZERS] + [{"dropout": 0.1, "input_dropout": 0.1}]
 
 
 @pytest.mark.parametrize("options", KINDS)

@@ -95,6 +95,6 @@ def test_optunas_figures(tmp_path, monkeypatch):
     planted = lambda trial, **_: trial.suggest_float("dropout", 0.0, 0.5)  # noqa: E731
     monkeypatch.setattr(search, "validation_accuracy", planted)
     run_search(tmp_path, "--trials", 4)
-    names = {"optimization_history.png", "slice.png", "param_importances.png"}
+    names = {"optimization_history.png", "slice.png", "param_importances.png", "parallel_coordinate.png"}
     names |= {"trials.csv", "best.json", "search.db"}
     assert {path.name for path in tmp_path.iterdir()} == names

@@ -16,10 +16,10 @@ import hybrid_train
 import mlp_from_scratch as mlp
 import predict
 import run
-from extras import benchmark, check_gradients, measure_pictures, report, transfer_learning
+from extras import benchmark, check_gradients, evaluate, measure_pictures, report, train, transfer_learning
 
 PROGRAMS = (data, mlp, cnn, hybrid_train, transfer_learning, experiments, predict)
-PROGRAMS += (benchmark, check_gradients, measure_pictures, report)
+PROGRAMS += (benchmark, check_gradients, evaluate, measure_pictures, report, train)
 WITH_CONSTANTS = [module for module in (run, *PROGRAMS) if hasattr(module, "LIMITS")]
 WRONG = [
     (mlp, "EPOCHS", 10.5, "10.5"),
