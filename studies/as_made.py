@@ -101,7 +101,7 @@ for network in NETWORKS.values():
     network["seeds"] = 10 if network["script"] == "mlp" else 3
 
 TUNED = {  # both sides of R3's pairs, each with the learning rate that validation chooses
-    label: NETWORKS[label] | {"learning_rates": (0.01, 0.03, 0.1, 0.3)}
+    label: NETWORKS[label] | {"learning_rates": (0.003, 0.01, 0.03, 0.1, 0.3)}
     for label in ("R3 MLP, no hidden layer", "R3 MLP, 1 hidden layer", "R3 MLP", "R3 MLP, augmented")
 }
 TUNED |= {

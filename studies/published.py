@@ -19,6 +19,7 @@ from studies.statistics import compare, correct, t_test, verdict
 
 PUBLISHED = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 SPLITS = {"train_eval": "training", "val": "validation", "test": "test"}
+FEW = 3
 TUNED = {"R3 MLP, L2": "R3 MLP"}  # the network that stands for another one when tuned
 
 
@@ -41,16 +42,24 @@ def is_like(results, network, other):
     return same_kind and title(network)[:2] == title(other)[:2]
 
 
+def default_runs(is_mlp, split):
+    """The accuracies in points of this project's default MLP or CNN, over its seeds."""
+    folder = "mlp_from_scratch" if is_mlp else "cnn_feature_extraction"
+    by_seed = run.read_json(run.ROOT / f"results/{folder}/metrics.json")["by_seed"]
+    return [100 * value for value in by_seed.get(f"{split}_accuracy", ())]
+
+
 def spread(results, network, split):
     """(standard deviation, degrees of freedom), pooled over the networks of the same project and kind.
 
-    Where a project's are trained with one seed each, over those of the kind of all projects.
+    With fewer than FEW degrees of freedom, over those of the kind of all projects and this project's default.
     """
-    several = {name: r for name, r in results.items() if len(r["seeds"]) > 1}
-    pool = [r for name, r in several.items() if is_like(results, network, name)]
     is_mlp = results[network]["script"] == "mlp"
-    pool = pool or [r for r in several.values() if (r["script"] == "mlp") == is_mlp]
-    values = [points(result, split) for result in pool]
+    kind = [name for name, result in results.items() if (result["script"] == "mlp") == is_mlp]
+    values = [points(results[name], split) for name in kind if is_like(results, network, name)]
+    if sum(len(v) - 1 for v in values) < FEW:
+        values = [*(points(results[name], split) for name in kind), default_runs(is_mlp, split)]
+    values = [v for v in values if len(v) > 1]
     df = sum(len(v) - 1 for v in values)
     return math.sqrt(sum((len(v) - 1) * statistics.variance(v) for v in values) / df), df
 
@@ -95,14 +104,15 @@ def claim(results, pair, split):
     """The test of a pair of networks, without a verdict; None where one has not been trained.
 
     Of networks of the same project and kind, and several seeds, it is that of the studies; else Welch's, with
-    the pooled deviation of each.
+    the `spread` of each.
     """
     if not {*pair} <= results.keys():
         return None
     first, second = pair
     alike = [name for name in results if is_like(results, first, name)]
     accuracies = {n: dict(zip(results[n]["seeds"], points(results[n], split), strict=True)) for n in alike}
-    if second in alike and (tests := compare(accuracies, [(first, second)])[0]):
+    tests, pooled = compare(accuracies, [(first, second)]) if second in alike else ([], None)
+    if tests and pooled and pooled["df"] >= FEW:
         return tests[0]
     values, spreads = zip(
         *((points(results[n], split), spread(results, n, split)) for n in pair), strict=True
@@ -120,7 +130,7 @@ def claims():
     for text, c in PUBLISHED["claims"].items():
         ours, pair = claim(as_made, c["pair"], c["split"]), [TUNED.get(name, name) for name in c["pair"]]
         if ours:
-            best = claim(tuned, pair, "test")
+            best = claim(tuned, pair, "test") if pair[0] != pair[1] else None
             rows.append(
                 SimpleNamespace(text=text, split=c["split"], published=c["published"], ours=ours, tuned=best)
             )
@@ -189,5 +199,5 @@ def draw_why(network):
     ax.set_xlabel("test accuracy (%), a dot for each seed")
     ax.margins(x=0.12)
     ax.grid(axis="x", alpha=0.25)
-    ax.legend(frameon=False, loc="lower left")
+    fig.legend(**plots.LEGEND)
     return fig

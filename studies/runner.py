@@ -245,7 +245,8 @@ class Comparison:
             rows = [row for row in tuning if row["variant"] == variant.label]
             best = max(rows, key=lambda row: row.get("val_accuracy", -1.0), default=None)
             rate = best["learning_rate"] if best else variant.learning_rates[0]
-            cells += [(variant, rate, seed) for seed in variant.seeds]
+            if variant not in tuned or len(rows) == len(variant.learning_rates):  # all of them are finished
+                cells += [(variant, rate, seed) for seed in variant.seeds]
         return tuning + self.rows("final", cells)
 
     def rows(self, stage, cells):

@@ -67,8 +67,8 @@ def paired_test(differences):
 def compare(accuracies, pairs):
     """(a test of each of the pairs of methods, the `pooled_spread` on which they rest, or None).
 
-    accuracies: {method: {seed: points}}. A test is that of `t_test`, with the pooled spread, or else paired
-    over the seeds that both have; with "variant", "against", "seeds", "p_holm" and "verdict".
+    accuracies: {method: {seed: points}}. A test is that of `t_test`, over the seeds that both have, with the
+    pooled spread, or else paired; with "variant", "against", "seeds", "p_holm" and "verdict".
     """
     spread, tests = pooled_spread(accuracies), {}
     for pair in pairs:
@@ -76,12 +76,12 @@ def compare(accuracies, pairs):
         common = [seed for seed in first if seed in second]
         if len(common) < 2 or {pair, pair[::-1]} & tests.keys():
             continue
+        differences = [first[seed] - second[seed] for seed in common]
         if spread and spread["std"]:
-            points = statistics.fmean(first.values()) - statistics.fmean(second.values())
-            error = spread["std"] * (1 / len(first) + 1 / len(second)) ** 0.5
-            test = t_test(points, error, spread["df"])
+            error = spread["std"] * (2 / len(common)) ** 0.5
+            test = t_test(statistics.fmean(differences), error, spread["df"])
         else:
-            test = paired_test([first[seed] - second[seed] for seed in common])
+            test = paired_test(differences)
         tests[pair] = {"variant": pair[0], "against": pair[1], "seeds": len(common)} | test
     correct(tests.values(), "p", "p_holm")
     for test in tests.values():
@@ -161,7 +161,8 @@ def summarize(comparison, rows):
     names = ("name", "question", "note", "script", "baseline", "baseline_of", "fixed", "x")
     summary = {name: getattr(study, name) for name in names}
     summary |= {"command": run.command_line(), "dataset": comparison.dataset.name, "runs": len(rows)}
-    summary["seeds"] = max(len(variant.seeds) for variant in variants)
+    seeds = [row["variant"] for row in rows if row["stage"] != "tuning"]
+    summary["seeds"] = max(map(seeds.count, results))
     summary["epochs"] = sorted({row["epochs"] for row in rows if row["stage"] == "final" and "epochs" in row})
     summary["run_seconds"] = round(sum(row.get("seconds", 0) for row in rows))
     tests, spread = tests_of(results, study.baseline_of, study.claims)

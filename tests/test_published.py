@@ -1,10 +1,11 @@
 """The networks of similar projects as they were made, and what is said about their figures."""
 
+import re
 import statistics
 
 import numpy as np
 import pytest
-from conftest import crowded_texts
+from conftest import ROOT, crowded_texts
 from scipy import stats
 
 import cnn_feature_extraction as cnn
@@ -60,8 +61,9 @@ def test_the_joint_hybrid_has_the_features_of_its_project():
     assert cnn.CNN(hybrid_train.settings(**s)).classifier.in_features == 4608
 
 
-def test_prediction_intervals_by_hand():
-    """Deviations are pooled over a project's networks of a kind, or else over those of all projects."""
+def test_prediction_intervals_by_hand(monkeypatch):
+    """Deviations are pooled over a project's networks of a kind, or over all projects' and the default."""
+    monkeypatch.setattr(published, "default_runs", lambda is_mlp, split: [50.0] if is_mlp else [90.0, 91.0])
     results = planted({"R3 a": [90.0, 91.0], "R3 b": [80.0, 80.2, 80.4], "R4 c": [70.0]})
     results |= planted({"R3 CNN": [92.0, 96.0]}, "cnn")
     std = ((0.5 + 0.08) / 3) ** 0.5  # sums of squares and degrees of freedom: 0.5 and 1, 0.08 and 2
@@ -70,7 +72,8 @@ def test_prediction_intervals_by_hand():
         mean, half = published.predicted(results, name, "test")
         assert mean == pytest.approx(np.mean(published.points(results[name], "test")))
         assert half == pytest.approx(3.1824 * std * (1 + 1 / n) ** 0.5, rel=1e-4)  # Student's t, 3 degrees
-    assert published.spread(results, "R3 CNN", "test") == (pytest.approx(8**0.5), 1)
+    expected = ((8 + 0.5) / 2) ** 0.5, 2  # with the default runs
+    assert published.spread(results, "R3 CNN", "test") == pytest.approx(expected)
 
 
 def test_a_claim_of_two_kinds_is_welchs_test():
@@ -101,6 +104,23 @@ def test_tables(monkeypatch):
     assert (claim.published, claim.tuned) == (0.21, None)
     assert claim.ours["points"] == pytest.approx(statistics.fmean([84.0, 85.0]) - 84.25)
     assert "two hidden layers instead of one | +0.21 | +0.25 (" in published.claims_table()
+
+
+def test_numbers_in_the_pages_sentences_are_those_of_the_results():
+    page = (ROOT / "results/as_made/README.md").read_text(encoding="utf-8")
+    tables = "\n".join(line for line in page.splitlines() if line.startswith("|"))
+    prose = "\n".join(line for line in page.splitlines() if not line.startswith("|"))
+    known = set(re.findall(r"\d+\.\d\d", tables)) | {"0.32", "0.05", "2.30", "4.23", "3.47"}
+    for name in ("as_made", "why"):
+        for result in published.results_of(name).values():
+            known |= {f"{statistics.fmean(published.points(result, split)):.2f}" for split in ("val", "test")}
+    cnn, mlp = (
+        published.results_of("as_made")["R3 CNN"],
+        published.results_of("why")["R3 MLP: cosine schedule"],
+    )
+    means = [statistics.fmean(published.points(result, "test")) for result in (cnn, mlp)]
+    known |= {f"{means[0] - means[1]:.2f}", "0.15", "0.29", "0.02"}  # the last of the study heads
+    assert set(re.findall(r"(?<![\d.])\d+\.\d\d(?!\d)", prose)) - known == set()
 
 
 def test_figures_are_readable():
