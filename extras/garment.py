@@ -153,9 +153,9 @@ def fit_background(rgb):
     A, colors = design[frame], rgb[frame]  # (n, 3), (n, 3)
     corner = 2 * (A[:, 2] > 0) + (A[:, 1] > 0)
     subsets = [corner != left_out for left_out in (-1, 0, 1, 2, 3)]  # -1: none
-    fits = [np.linalg.lstsq(A[rows], colors[rows], rcond=None)[0] for rows in subsets if rows.any()]  # (3, 3)
+    fits = [np.outer((1, 0, 0), np.median(colors[rows], axis=0)) for rows in subsets if rows.any()]  # (3, 3)
     errors = [np.median(distance(A @ fit, colors)) for fit in fits]
-    best = fits[int(np.argmin(errors))]
+    best = fits[int(np.argmin(errors))]  # one color, at first
     for _ in range(3):  # without what does not fit
         far = distance(A @ best, colors)
         inside = far <= max(CLOSENESS, 2.5 * np.median(far))
