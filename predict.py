@@ -38,18 +38,8 @@ MODEL = run.ROOT / "models/cnn.safetensors"  # predicts without --model
 TOP = 3  # classes that are printed for a single picture
 UNCERTAIN = 0.7  # a largest probability below this gives a warning
 COLUMNS, SHOWN = 6, 48  # of pictures on a contact sheet
-HEADER = (
-    "number",
-    "picture",
-    "class",
-    "probability",
-    "warning",
-    "left",
-    "top",
-    "right",
-    "bottom",
-    "inverted",
-)
+HEADER = ("number", "picture", "class", "probability", "warning")
+HEADER += ("left", "top", "right", "bottom", "inverted")  # the box, relative to the picture's size
 KINDS = {  # metadata["model"] of a weights file: the kind of network, and what restores it
     "mlp": ("MLP", mlp.restore),
     "cnn": ("CNN", cnn.restore),
