@@ -1,5 +1,6 @@
 """extras/measure_pictures.py and label_errors.py: made pictures, one's own photos, labels, duplicates."""
 
+import csv
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +10,8 @@ from PIL import Image
 import mlp_from_scratch as mlp
 import run
 from extras import label_errors, measure_pictures
+
+RESULTS = run.ROOT / "results"
 
 
 def bag():
@@ -128,3 +131,24 @@ def test_duplicates_are_found_and_no_others():
     low = np.linalg.norm(label_errors.pooled(X)[:20] - label_errors.pooled(X_test), axis=1)
     full = np.linalg.norm((X[:20] - X_test).reshape(20, -1), axis=1)
     assert (low <= full + 1e-4).all()
+
+
+# ---- the committed results
+
+
+def test_the_committed_tables_are_those_of_the_measured_photos():
+    lines = (RESULTS / "predict/README.md").read_text(encoding="utf-8").splitlines()
+    photos = run.read_json(RESULTS / "predict/photos.json")["photos"]
+    assert all({*measure_pictures.table(photos[part])} <= {*lines} for part in ("all", "even", "odd"))
+
+
+def test_the_committed_table_has_the_margins_of_the_committed_probabilities(real):
+    with open(RESULTS / "label_errors/label_errors.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 100
+    p = label_errors.read(label_errors.PROBABILITIES, real.train)
+    assert 0.93 < run.accuracy(p, real.train.y) < 0.945  # of images that the networks were not trained on
+    margin, _ = label_errors.margins(p, real.train.y)
+    first = next(row for row in rows if row["split"] == "train")
+    i = int(np.argmin(margin))
+    assert (int(first["index"]), first["label"]) == (real.train.indices[i], real.classes[real.train.y[i]])
