@@ -1,6 +1,7 @@
 """extras/measure_pictures.py and label_errors.py: made pictures, one's own photos, labels, duplicates."""
 
 import csv
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -140,6 +141,20 @@ def test_the_committed_tables_are_those_of_the_measured_photos():
     lines = (RESULTS / "predict/README.md").read_text(encoding="utf-8").splitlines()
     photos = run.read_json(RESULTS / "predict/photos.json")["photos"]
     assert all({*measure_pictures.table(photos[part])} <= {*lines} for part in ("all", "even", "odd"))
+
+
+def test_the_committed_table_is_that_of_the_made_pictures():
+    lines = (RESULTS / "predict/README.md").read_text(encoding="utf-8").splitlines()
+    committed = run.read_json(RESULTS / "predict/pictures.json")
+    assert list(committed["pictures"])[2:] == list(measure_pictures.CHANGES)
+    for name, row in committed["pictures"].items():
+        shares = [f"{100 * share:.1f} %" for share in row.values()]
+        (line,) = (line for line in lines if re.match(rf"\| {re.escape(name)}[ :]", line))
+        assert " | ".join(["", *shares]) in line
+    row = committed["calibration"]
+    numbers = [f"{row['temperature']:.3f}", f"{row['ece']:.4f}", f"{row['ece_calibrated']:.4f}"]
+    accuracies = [f"{100 * share:.1f} %" for share in row["accuracy"].values()]
+    assert f"| {' | '.join([*numbers, *accuracies])} |" in lines
 
 
 def test_the_committed_table_has_the_margins_of_the_committed_probabilities(real):
