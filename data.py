@@ -444,7 +444,7 @@ def open_picture(path):
             picture = ImageOps.exif_transpose(picture)
             return picture.convert("RGBA" if picture.has_transparency_data else "RGB")
     except Exception as error:  # Pillow's decoders raise whatever they meet in a damaged file
-        raise run.Error(f"{path}: cannot be read as a picture ({error}); repair or remove it") from None
+        raise run.Error(f"{path}: cannot be read as a picture ({error}); convert it to PNG or JPEG") from None
 
 
 def gray(picture, height, width):

@@ -1,27 +1,30 @@
-"""Classify your own pictures: picture files, or a folder of them, with the trained networks in models/.
+"""Classify your own pictures: picture files, or a folder of them, with a trained network of models/.
 
     python predict.py shoe.jpg
     python predict.py FOLDER --output-dir runs/my_pictures
     python predict.py shoe.jpg --model runs/hybrid_train/DATE/hybrid.safetensors
 
-The garment is found, cropped and made a 28 x 28 image as in the dataset (extras/garment.py). Prints the most
-probable classes of each network, and writes predictions.csv and a figure. From Python:
+The garment is found, cropped and made a 28 x 28 image as in the dataset (extras/garment.py). Prints a line
+for each picture, and writes predictions.csv and contact sheets. From Python:
 
     from predict import load, classify
-    for prediction in classify("shoe.jpg", load()):
-        print(prediction.model, prediction.label, prediction.probability, prediction.warning)
+    prediction = classify("shoe.jpg", load())
+    print(prediction.label, prediction.probability, prediction.warning)
 """
 
 import argparse
+import glob
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
-from matplotlib.patches import Rectangle
+from PIL import Image
+from tqdm import tqdm
 
 import cnn_feature_extraction as cnn
 import data
@@ -31,11 +34,12 @@ import plots
 import run
 from extras import garment, transfer_learning
 
-MODELS = ("mlp", "cnn", "hybrid")  # files of models/ that predict without --model
-TOP = 3  # classes that are printed for each network
+MODEL = run.ROOT / "models/cnn.safetensors"  # predicts without --model
+TOP = 3  # classes that are printed for a single picture
 UNCERTAIN = 0.7  # a largest probability below this gives a warning
 COLUMNS, SHOWN = 6, 48  # of pictures on a contact sheet
-HEADER = ("picture", "model", "class", "probability", "warning")  # of predictions.csv
+HEADER = ("number", "picture", "class", "probability", "warning")
+HEADER += ("left", "top", "right", "bottom", "inverted")  # the box, relative to the picture's size
 KINDS = {  # metadata["model"] of a weights file: the kind of network, and what restores it
     "mlp": ("MLP", mlp.restore),
     "cnn": ("CNN", cnn.restore),
@@ -61,29 +65,17 @@ class Prediction(NamedTuple):
     """What a network says about a picture."""
 
     picture: str
-    model: str
-    kind: str
     label: str  # the predicted class
     probability: float  # of that class, after temperature scaling
     warning: str  # "", or why not to believe it
-    probabilities: dict  # {class: probability}, from the highest to the lowest
+    probabilities: dict  # {class: probability}, in the network's order
     garment: garment.Garment  # what the network saw
 
 
 # ---- networks and predictions
 
 
-def load(*paths):
-    """The networks of weights files as a list of Network; without paths, of models/. Raises run.Error."""
-    paths = paths or [run.ROOT / "models" / f"{name}.safetensors" for name in MODELS]
-    networks = [load_file(path) for path in paths]
-    names = [network.name for network in networks]
-    if len(set(names)) < len(names):  # of one architecture
-        names = [f"{name} ({path})" for name, path in zip(names, paths, strict=True)]
-    return [network._replace(name=name) for network, name in zip(networks, names, strict=True)]
-
-
-def load_file(path):
+def load(path=MODEL):
     """The Network of a weights file. Raises run.Error."""
     metadata = run.load_weights(path)[1]
     if metadata.get("model") not in KINDS:
@@ -103,42 +95,55 @@ def load_file(path):
     return Network(name, kind, logits, probabilities, classes, shape, *others)
 
 
-def classify(picture, networks):
-    """A list with the Prediction of each Network.
+def logits_of(network, X):
+    """Logits (N, C) of images X (N, H, W); with flip TTA for images of the dataset's kind."""
+    views = (X, X[..., ::-1]) if network.bright_on_dark else (X,)
+    return np.mean([network.logits(view).astype(np.float64) for view in views], axis=0)
 
-    picture: path, PIL image, or array (H, W), (H, W, 3) or (H, W, 4) of uint8, or of floats in [0, 1]. Raises
-    run.Error for what cannot be read, or shows a single color.
+
+def probabilities_of(network, X):
+    """Probabilities (N, C) of images X (N, H, W), after temperature scaling."""
+    return network.probabilities(logits_of(network, X) / network.temperature)
+
+
+def classify(picture, network):
+    """The Prediction of a Network.
+
+    picture: path, file object, PIL image; or a torch tensor or array (H, W), (H, W, 1), (H, W, 3), (H, W, 4)
+    or (1, H, W) of uint8, or of floats in [0, 1]. Raises run.Error for what cannot be read, or shows a single
+    color.
     """
+    look = garment.find if network.bright_on_dark else garment.whole
+    seen = look(picture, network.shape)
+    p = probabilities_of(network, seen.image[None])[0]  # (1, H, W) -> (C,)
+    reasons = [] if seen.plain else ["the background is not plain"]
+    if seen.cut_off and p.max() < UNCERTAIN:
+        reasons.append("cut off by the picture's edge, perhaps worn")
+        seen = garment.find(picture, network.shape, worn=True)
+        p = probabilities_of(network, seen.image[None])[0]
+    highest = p.max()
+    reasons += [f"uncertain: below {plots.percent(UNCERTAIN)}"] if highest < UNCERTAIN else []
+    probabilities = dict(zip(network.classes, p.tolist(), strict=True))
     name = os.fsencode(picture).decode(errors="backslashreplace") if isinstance(picture, (str, Path)) else ""
-    seen, predictions = {}, []
-    for network in networks:
-        key = network.bright_on_dark, network.shape
-        if key not in seen:
-            look = garment.find if network.bright_on_dark else garment.whole
-            seen[key] = look(picture, network.shape)
-        logits = network.logits(seen[key].image[None]).astype(np.float64)  # (1, H, W) -> (1, C)
-        p = network.probabilities(logits / network.temperature)[0]  # (C,)
-        order = np.argsort(-p, kind="stable")
-        probabilities = {network.classes[i]: float(p[i]) for i in order}
-        label, highest = next(iter(probabilities.items()))
-        warning = f"uncertain: below {plots.percent(UNCERTAIN)}" if highest < UNCERTAIN else ""
-        result = (label, highest, warning, probabilities, seen[key])
-        predictions.append(Prediction(name, network.name, network.kind, *result))
-    return predictions
+    label = network.classes[p.argmax()]
+    return Prediction(name, label, float(highest), "; ".join(reasons), probabilities, seen)
 
 
 def find_pictures(paths):
     """The files that the command line names; of a folder all pictures below it. Raises run.Error."""
     pictures = []
-    for path in map(Path, paths):
-        files = visible_files(path)
-        others = [file for file in files if file != path and file.suffix.lower() not in data.PICTURES]
-        if len(others) == len(files):
-            raise run.Error(f"{path}: contains no pictures ({', '.join(sorted(data.PICTURES))})")
-        if others:
-            names = ", ".join(file.name for file in others[:5])
-            print(f"{path}: skipped {len(others):,} files that are no pictures: {names}", file=sys.stderr)
-        pictures += [file for file in files if file not in set(others)]
+    for name in paths:
+        matches = [name] if Path(name).exists() else sorted(glob.glob(name))  # Windows' shell expands no *
+        for path in map(Path, matches or [name]):
+            files = visible_files(path)
+            others = [file for file in files if file != path and file.suffix.lower() not in data.PICTURES]
+            if len(others) == len(files):
+                raise run.Error(f"{path}: contains no pictures ({', '.join(sorted(data.PICTURES))})")
+            if others:
+                names = ", ".join(file.name for file in others[:5])
+                text = f"skipped {len(others):,} files; convert what are pictures to PNG or JPEG"
+                print(f"{path}: {text}: {names}", file=sys.stderr)
+            pictures += [file for file in files if file not in set(others)]
     return pictures
 
 
@@ -152,19 +157,19 @@ def visible_files(path):
 # ---- figure
 
 
-def contact_sheet(results):
-    """A Figure of the first SHOWN lists of Prediction: picture, garment, what the networks see, classes."""
-    results = results[:SHOWN]
-    columns, num_lines = min(COLUMNS, len(results)), len(results[0])
-    rows, height = -(-len(results) // columns), 1.3 + 0.2 * num_lines  # of a cell, in sides of a picture
+def contact_sheet(predictions, names):
+    """A Figure of Predictions: picture with the garment's box, what the network sees, name, class."""
+    from matplotlib.patches import Rectangle  # heavy
+
+    columns, height = min(COLUMNS, len(predictions)), 1.5  # of a cell, in sides of a picture
+    rows = -(-len(predictions) // columns)
     inches = min(1.6, 9 / (2.1 * columns))  # of a picture's side
     width = 2.1 * columns * inches
-    fig, axes = plots.figure("What the networks see", width, rows * height * inches + 0.8)
+    fig, axes = plots.figure("What the network sees", width, rows * height * inches + 0.8)
     ax, options = axes[0, 0], {"fontsize": 7.5 * inches, "va": "center"}
-    for i, predictions in enumerate(results):
-        left, top, seen = 2.1 * (i % columns), height * (i // columns), predictions[0].garment
-        name = plots.short(Path(predictions[0].picture).name, 20)
-        ax.text(left, top + 0.12, name, color=plots.GREY, **options)
+    for i, (p, name) in enumerate(zip(predictions, names, strict=True)):
+        left, top, seen = 2.1 * (i % columns), height * (i // columns), p.garment
+        ax.text(left, top + 0.12, plots.short(name, 24), color=plots.GREY, **options)
         scale = 0.94 / max(seen.picture.shape[:2])
         tall, wide = (scale * side for side in seen.picture.shape[:2])
         x, y = left + 0.47 - wide / 2, top + 0.72 - tall / 2  # its upper left corner
@@ -174,14 +179,11 @@ def contact_sheet(results):
         ax.add_patch(box)
         place = (left + 1, left + 1.94, top + 1.19, top + 0.25)
         ax.imshow(seen.image, cmap="gray", vmin=0, vmax=1, extent=place)
-        for line, p in enumerate(predictions):
-            text = f"{p.kind}: {plots.short(p.label, 14)} {plots.percent(p.probability)}"
-            color = plots.WRONG if p.warning else "black"
-            ax.text(left, top + 1.32 + 0.2 * line, text, color=color, **options)
+        text = f"{plots.short(p.label, 20)} {plots.percent(p.probability)}"
+        ax.text(left, top + 1.32, text, color=plots.WRONG if p.warning else "black", **options)
     ax.axis("off")
     ax.set(xlim=(-0.05, 2.1 * columns), ylim=(rows * height, 0), aspect="equal")
-    note = f"in this color: a probability below {plots.percent(UNCERTAIN)}"
-    fig.supxlabel(note, fontsize=9, color=plots.WRONG)
+    fig.supxlabel("in this color: with a warning", fontsize=9, color=plots.WRONG)
     return fig
 
 
@@ -192,10 +194,12 @@ def parse(argv):
     parser = argparse.ArgumentParser("predict.py", description=__doc__.split("\n\n")[0], allow_abbrev=False)
     parser.error = lambda message: parser.exit(2, f"predict.py: {message}\n")
     parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="picture file, or folder of pictures")
-    model_help = "weights file of a run, instead of those in models/; repeatable"
-    parser.add_argument("--model", action="append", default=[], metavar="FILE", help=model_help)
+    model_help = "weights file of a run (default: models/cnn.safetensors)"
+    parser.add_argument("--model", default=str(MODEL), metavar="FILE", help=model_help)
     folder_help = "folder of the results, new or empty (default: runs/predict/<date_time>)"
     parser.add_argument("--output-dir", default="", metavar="DIR", help=folder_help)
+    inputs_help = "save the images that the network sees, as inputs/<number>.png"
+    parser.add_argument("--save-inputs", action="store_true", help=inputs_help)
     s = parser.parse_args(argv)
     for path in map(Path, s.pictures):
         if s.output_dir and path.is_dir() and Path(s.output_dir).resolve().is_relative_to(path.resolve()):
@@ -203,34 +207,58 @@ def parse(argv):
     return SimpleNamespace(**vars(s), resume="", seeds=1, figure_format="png")  # as RunFolder needs it
 
 
-def report(predictions):
-    """Print what the networks say about one picture."""
-    print(predictions[0].picture)
-    width = max(len(prediction.model) for prediction in predictions)
-    for prediction in predictions:
-        top = [f"{name} {plots.percent(p)}" for name, p in list(prediction.probabilities.items())[:TOP]]
-        print("   ".join([f"  {prediction.model:<{width}}", *top, prediction.warning]).rstrip())
+def report(prediction, alternatives):
+    """Print a line about a picture; and the most probable other classes."""
+    line = f"{prediction.picture}: {prediction.label} {plots.percent(prediction.probability)}"
+    tqdm.write(f"{line} ({prediction.warning})" if prediction.warning else line)
+    if alternatives:
+        others = sorted(prediction.probabilities.items(), key=lambda item: -item[1])[1:TOP]
+        tqdm.write("  or " + ", ".join(f"{name} {plots.percent(p)}" for name, p in others))
+
+
+def save(folder, predictions, s):
+    """Write predictions.csv, the contact sheets and, if wanted, the network's inputs."""
+    rows, root = [], os.path.commonpath([Path(p.picture).absolute().parent for p in predictions])
+    for number, p in enumerate(predictions, 1):
+        height, width = p.garment.picture.shape[:2]
+        box = [side / size for side, size in zip(p.garment.box, (width, height) * 2, strict=True)]
+        details = [*box, int(p.garment.inverted), *p.probabilities.values()]
+        rows.append([number, p.picture, p.label, p.probability, p.warning, *details])
+        if s.save_inputs:
+            (folder.path / "inputs").mkdir(exist_ok=True)
+            image = Image.fromarray(np.round(255 * p.garment.image).astype(np.uint8))
+            image.save(folder.path / f"inputs/{number}.png")
+    header = (*HEADER, *(f"p({name})" for name in predictions[0].probabilities))
+    folder.save({"predictions.csv": run.csv_text(header, rows)})
+    for start in range(0, len(predictions), SHOWN):
+        shown = predictions[start : start + SHOWN]
+        names = [os.path.relpath(Path(p.picture).absolute(), root) for p in shown]
+        names = [f"{number} {name}" for number, name in enumerate(names, start + 1)]
+        end = f"_{start // SHOWN + 1}" if start else ""
+        folder.save({f"predictions{end}.png": contact_sheet(shown, names)})
 
 
 def main(argv=None):
-    """Classify the pictures: a namespace of folder and predictions. Raises run.Error if any was skipped."""
+    """Classify the pictures: a namespace of folder and predictions. Raises run.Error if none can be read."""
     s = parse(argv)
-    paths, networks = find_pictures(s.pictures), load(*s.model)
-    results = []
+    paths, network, predictions = find_pictures(s.pictures), load(s.model), []
     with run.RunFolder("predict", s) as folder:
-        for path in paths:
+        for path in tqdm(paths, "pictures", leave=False, disable=None if len(paths) > 1 else True):
             try:
-                results.append(classify(path, networks))
-                report(results[-1])
+                predictions.append(classify(path, network))
+                report(predictions[-1], len(paths) == 1)
             except run.Error as error:
-                print(f"skipped {error}", file=sys.stderr)
-        rows = [[p.picture, p.model, p.label, p.probability, p.warning] for result in results for p in result]
-        figure = {"predictions.png": contact_sheet(results)} if results else {}
-        folder.save({"predictions.csv": run.csv_text(HEADER, rows)} | figure)
-    print(f"\n{len(results):,} of {len(paths):,} pictures; all files are in\n{folder.path}")
-    if len(results) < len(paths):
-        raise run.Error(f"{len(paths) - len(results):,} of {len(paths):,} pictures were skipped")
-    return SimpleNamespace(folder=folder.path, predictions=results)
+                tqdm.write(f"skipped {error}", file=sys.stderr)
+        if not predictions:
+            raise run.Error(f"none of {len(paths):,} pictures can be read")
+        save(folder, predictions, s)
+    if len(paths) > 1:
+        counts = Counter(p.label for p in predictions).most_common()
+        print(f"\n{len(predictions):,} of {len(paths):,} pictures read, ", end="")
+        print(f"{sum(bool(p.warning) for p in predictions):,} with a warning: ", end="")
+        print(", ".join(f"{count:,} {label}" for label, count in counts))
+    print(f"\nall files are in\n{folder.path}")
+    return SimpleNamespace(folder=folder.path, predictions=predictions)
 
 
 if __name__ == "__main__":

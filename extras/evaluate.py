@@ -47,7 +47,7 @@ def main(argv=None):
     s.resume, s.seeds, s.figure_format = "", 1, "png"  # as RunFolder needs it
     if len(paths) != 1:
         raise run.Error("name one weights file, such as models/mlp.safetensors")
-    network, (arrays, metadata) = predict.load_file(paths[0]), run.load_weights(paths[0])
+    network, (arrays, metadata) = predict.load(paths[0]), run.load_weights(paths[0])
     images = data.load(s)
     if (images.classes, images.image_shape) != (network.classes, network.shape):
         raise run.Error(f"{paths[0]}: was trained on {metadata['dataset']}, which --dataset has to name")

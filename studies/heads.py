@@ -200,6 +200,9 @@ def label_errors(images, folder, s):
         path = trained(cnn, folder / name / f"seed_{s.seed}", s, half) / "backbone.safetensors"
         rows = np.searchsorted(images.train.indices, judged.train.indices)
         probabilities[rows] = softmax(cnn.predict_logits(cnn.restore(path)[0], judged.train.X), axis=1)
+    content = io.BytesIO()
+    np.save(content, probabilities.astype(np.float16))  # of which extras/label_errors.py makes a table
+    run.write(folder / "train_probabilities.npy", content.getvalue())
     title = f"CNN trained on the other half of the training images, {images.name}, seed {s.seed}"
     X, content = images.as_shown(images.train.X), "Labels that the CNN contradicts most confidently"
     return plots.mistakes(X, images.train.y, probabilities, images.classes, title, content)

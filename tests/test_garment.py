@@ -115,10 +115,22 @@ def test_exif_rotation(orientation, tmp_path):
     assert_seen(tmp_path / "turned.jpg", shirt())
 
 
-def test_pil_images_and_arrays_are_pictures_too():
+def test_pil_images_arrays_and_file_objects_are_pictures_too(tmp_path):
     dark = np.asarray(in_mode("RGB"))
-    for picture in (in_mode("RGB"), dark, dark / 255, dark[..., 0], np.asarray(in_mode("RGBA"))):
+    arrays = [dark, dark / 255, dark[..., 0], dark[..., :1], dark[None, ..., 0], np.asarray(in_mode("RGBA"))]
+    for picture in (in_mode("RGB"), *arrays):
         assert_seen(picture, shirt())
+    in_mode("RGB").save(tmp_path / "shirt.png")
+    with open(tmp_path / "shirt.png", "rb") as file:
+        assert_seen(file, shirt())
+
+
+@pytest.mark.parametrize(("light", "inverted"), [(True, False), (False, True)])
+def test_a_cut_out_goes_on_the_background_that_contrasts(light, inverted):
+    gray = enlarged(shirt())
+    color = gray if light else 1 - gray
+    pixels = np.dstack([color, color, color, gray > 0]).astype(np.float32)
+    assert_seen(pixels, shirt(), inverted=inverted)
 
 
 def test_a_large_picture_is_made_smaller_first(tmp_path):
@@ -126,6 +138,27 @@ def test_a_large_picture_is_made_smaller_first(tmp_path):
     Image.fromarray(np.round(255 * dark).astype(np.uint8)).save(tmp_path / "large.jpg")
     seen = assert_seen(tmp_path / "large.jpg", shirt())
     assert max(seen.picture.shape) == garment.WORK_SIZE
+
+
+# ---- backgrounds that are not plain
+
+
+def test_on_tiles_the_garment_is_what_has_the_colors_in_the_middle():
+    y, x = np.indices((400, 400)) // 40
+    tiles = np.where(((x + y) % 2)[..., None], (0.8, 0.7, 0.5), (0.5, 0.6, 0.4)).astype(np.float32)
+    canvas, gray = tiles.copy(), enlarged(shirt(), 11)
+    covered = canvas[46 : 46 + 308, 46 : 46 + 308]
+    covered[gray > 0] = (1 - gray[gray > 0])[:, None] * np.array([0.3, 0.3, 1])
+    seen = garment.find(canvas)
+    assert (seen.plain, seen.cut_off) == (False, False)
+    assert seen.box == pytest.approx((90, 46, 310, 354), abs=12)
+    assert np.abs(seen.image - shirt()).mean() < 0.15
+    assert garment.find(on_canvas(gray, 400, 400, 46, 46)).plain
+
+
+@pytest.mark.parametrize(("top", "cut_off"), [(0, True), (30, False), (60, True)])
+def test_what_reaches_the_upper_or_lower_edge_is_cut_off(top, cut_off):
+    assert garment.find(on_canvas(enlarged(shirt(), 5), 200, 300, top, 60)).cut_off == cut_off
 
 
 # ---- what is no picture
@@ -150,7 +183,7 @@ def test_one_color_is_no_garment_at_any_size(picture):
     assert garment.find(np.random.default_rng(0).random((60, 60, 3))).image.std() > 0.05  # noise is a picture
 
 
-NO_ARRAYS = [np.zeros(shape) for shape in ((3, 28, 28), (1, 28, 28), (0, 28), (28,))]
+NO_ARRAYS = [np.zeros(shape) for shape in ((3, 28, 28), (2, 28, 28, 1), (0, 28), (28,))]
 OUT_OF_RANGE = [np.full((28, 28), np.nan), 255 * shirt(), shirt() - 0.5, np.zeros((28, 28), np.uint16)]
 NO_PICTURES = [None, b"picture", [[0.0]], Image.new("I;16", (9, 9)), Image.new("F", (9, 9))]
 
@@ -160,6 +193,12 @@ def test_what_is_no_picture_in_python_is_refused(picture):
     for look in (garment.find, garment.whole):
         with pytest.raises(run.Error):
             look(picture)
+
+
+@pytest.mark.parametrize(("values", "span"), [((0, 255.0), "0 to 255"), ((-0.5, 1.0), "-0.5 to 1")])
+def test_what_is_out_of_range_is_refused_with_its_range(values, span):
+    with pytest.raises(run.Error, match=span):
+        garment.find(np.array([values, values]))
 
 
 # ---- networks of own data

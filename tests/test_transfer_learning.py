@@ -101,9 +101,7 @@ def check_saved(folder, few, metrics):
     saved = np.load(folder / "test_probabilities.npy")
     assert np.allclose(logits.softmax(dim=1).numpy(), saved, atol=2e-3)
     assert metadata["name"] == model.name == metrics["model"]
-    assert np.allclose(
-        predict.load_file(folder / "resnet18.safetensors").logits(few.test.X), logits, atol=1e-4
-    )
+    assert np.allclose(predict.load(folder / "resnet18.safetensors").logits(few.test.X), logits, atol=1e-4)
 
 
 def test_frozen(few, tmp_path, capsys):
