@@ -151,7 +151,7 @@ def imagenet_weights():
 def train_frozen(model, images, s, folder):
     """Train the NumPy MLP on the model's features, as its classifier: (model, history, results)."""
     head = {"head_hidden": s.fc, "head_dropout": s.fc_dropout, "head_activation": "relu", "head_norm": "none"}
-    mlp_s = hybrid_train.head_settings(SimpleNamespace(**vars(hybrid_train.settings()) | vars(s) | head))
+    mlp_s = hybrid_train.head_settings(complete(s, head))
     classifier, model.classifier = model.classifier, nn.Identity()  # so that all classifiers share the cache
     cache = run.ROOT / "runs" / "resnet18_features" / f"{s.input_size or 64}.npz"
     cache.parent.mkdir(parents=True, exist_ok=True)
@@ -171,7 +171,7 @@ def train_frozen(model, images, s, folder):
 
 def train_all(model, images, s, folder):
     """Train all layers; in fine-tuning the backbone has its own learning rate. Returns the same."""
-    cnn_s, head = SimpleNamespace(**vars(s) | {"norm": "batch", "compile": False}), None
+    cnn_s, head = complete(s, {"norm": "batch", "compile": False}), None
     if s.training == "fine_tuned":
         head, cnn_s.learning_rate = Head(model.classifier, s), s.backbone_learning_rate
     model, history = cnn.train(images, cnn_s, folder, model, head)
@@ -180,7 +180,12 @@ def train_all(model, images, s, folder):
 
 def curves(histories, title, s):
     """Figure of loss and accuracy by epoch; histories: {name: history}. Features are as they come."""
-    return (hybrid_train if s.training == "frozen" else cnn).curves(histories, title, s)
+    return (hybrid_train if s.training == "frozen" else cnn).curves(histories, title, complete(s))
+
+
+def complete(s, changes=()):
+    """The settings s with changes; what they lack, of the CNN and the MLP on its features, has its default."""
+    return SimpleNamespace(**vars(hybrid_train.settings()) | vars(s) | dict(changes))
 
 
 def restore(path):
@@ -224,7 +229,7 @@ def run_once(s, images=None):
             run.save_weights(folder.path / "resnet18.safetensors", cnn.numpy_state(model), metadata)
         details = {"parameters": sum(p.numel() for p in model.parameters()), **model.compute}
         metrics = folder.finish(images, model.name, results, plots.evaluation, **details)
-    return SimpleNamespace(folder=folder.path, history=history, metrics=metrics, model=model)
+    return SimpleNamespace(folder=folder.path, history=history, metrics=metrics, model=model, logits=results.logits)
 
 
 def main(argv=None):

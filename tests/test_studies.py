@@ -364,8 +364,10 @@ def test_committed_rows_are_known_and_give_the_committed_numbers():
     for study in STUDIES.values():
         folder, variants = RESULTS / "studies" / study.name, runner.variants_of(study, options())
         summary, rows = run.read_json(folder / "summary.json"), runner.read_rows(folder / "runs.csv")
-        of_variants = {runner.key_of(row) for row in rows if row["stage"] != "backbone"}
+        of_variants = {runner.key_of(row) for row in rows}
         assert of_variants == runner.known_rows(folder, variants, "Fashion-MNIST").keys(), study.name
+        finished = {row["variant"] for row in rows if row["stage"] != "tuning"}
+        variants = [variant for variant in variants if variant.label in finished]
         results = {variant.label: statistics.result_of(study, variant, rows) for variant in variants}
         for name, result in summary["variants"].items():
             for key in ("learning_rate", "seeds", "val_accuracy", "test_accuracy", "test_accuracy_std"):
