@@ -184,7 +184,7 @@ def curves(histories, title, s):
 
 
 def complete(s, changes=()):
-    """The settings s with changes; what they lack, of the CNN and the MLP on its features, has its default."""
+    """The settings s with changes; others of the CNN and of the MLP on its features have their defaults."""
     return SimpleNamespace(**vars(hybrid_train.settings()) | vars(s) | dict(changes))
 
 
@@ -229,7 +229,9 @@ def run_once(s, images=None):
             run.save_weights(folder.path / "resnet18.safetensors", cnn.numpy_state(model), metadata)
         details = {"parameters": sum(p.numel() for p in model.parameters()), **model.compute}
         metrics = folder.finish(images, model.name, results, plots.evaluation, **details)
-    return SimpleNamespace(folder=folder.path, history=history, metrics=metrics, model=model, logits=results.logits)
+    return SimpleNamespace(
+        folder=folder.path, history=history, metrics=metrics, model=model, logits=results.logits
+    )
 
 
 def main(argv=None):
