@@ -25,6 +25,7 @@ WORK_SIZE = 512  # longest edge of the picture in which the garment is looked fo
 DARK = 0.25  # brightness below which a background counts as dark
 CLOSENESS = 0.05  # distance, relative to black and white, within which a color is the background's: as theirs
 PLAIN = 0.02  # distance from a plain background within which most pixels near the corners are
+BUSY = 2 * PLAIN  # that distance from which on the garment is what has the colors of the middle
 SHARPEN = 0.5  # weight of the sharpening, a difference to a Gaussian of standard deviation 1
 SMALLEST_PIECE = 0.1  # a separate piece of the garment has at least this fraction of the largest one's pixels
 MIXTURE_SIZE = 96  # longest edge of the part of the picture to which the mixtures are fitted
@@ -54,11 +55,12 @@ def find(picture, shape=(28, 28), worn=False):
     if not flat and alpha is None and gray.shape == tuple(shape) and not 0.02 < corners < 0.98:
         inverted = corners > 0.5  # an image of the dataset, as it is or inverted
         return Garment(1 - gray if inverted else gray, (0, 0, *shape[::-1]), inverted, upright)
-    background, plain = fit_background(rgb)
+    background, unevenness = fit_background(rgb)
+    plain = bool(unevenness <= PLAIN)
     mask = foreground(rgb, background) if alpha is None else alpha > 0.5
     if not mask.any() and flat:
         raise run.Error(f"{picture if isinstance(picture, (str, Path)) else 'picture'}: shows only one color")
-    if not plain or not mask.any():
+    if unevenness > BUSY or not mask.any():
         mask = middle(rgb, np.ones_like(mask))
     cut_off = bool(plain and mask[[0, -1]].any())
     mask = middle(rgb, mask) if worn and cut_off else mask
@@ -142,7 +144,7 @@ def near_corners(height, width):
 
 
 def fit_background(rgb):
-    """(background (H, W, 3), whether it is plain): a plane for each color, fitted near the corners.
+    """(background (H, W, 3), its unevenness): a plane for each color, fitted near the corners.
 
     One corner may show something else: of the fits with and without each one, the closest is taken.
     """
@@ -160,8 +162,7 @@ def fit_background(rgb):
         far = distance(A @ best, colors)
         inside = far <= max(CLOSENESS, 2.5 * np.median(far))
         best = np.linalg.lstsq(A[inside], colors[inside], rcond=None)[0]
-    plain = np.quantile(distance(A @ best, colors), 0.65) <= PLAIN
-    return np.clip(design @ best, 0, 1), bool(plain)
+    return np.clip(design @ best, 0, 1), np.quantile(distance(A @ best, colors), 0.65)
 
 
 def distance(a, b):
