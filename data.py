@@ -166,8 +166,10 @@ def normalization_stats(X, normalize):
     Use the training split only. A pixel with a standard deviation below 0.01, three gray levels, keeps its
     scale: otherwise a shifted or mirrored image could be hundreds of standard deviations away.
     """
-    if normalize in ("none", "symmetric"):
-        return (0.0, 1.0) if normalize == "none" else (0.5, 0.5)
+    if normalize == "none":
+        return 0.0, 1.0
+    if normalize == "symmetric":
+        return 0.5, 0.5
     if normalize == "global":
         return mean_std(X)
     mean, std = X.mean(axis=0, dtype=np.float64), X.std(axis=0, dtype=np.float64)

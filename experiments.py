@@ -1,4 +1,4 @@
-"""Studies: comparisons over several seeds with paired tests, as data in studies/mlp.py, cnn.py and both.py.
+"""Studies: comparisons over several seeds with intervals and verdicts; their data are in studies/.
 
 python experiments.py                         lists the studies and their cost
 python experiments.py dropout activation      runs two; --all runs every one, --quick is a smoke test

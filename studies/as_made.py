@@ -15,13 +15,8 @@ from studies.study import study
 SGD = mlp.PLAIN | {"optimizer": "sgd", "schedule": "constant", "normalize": "none", "script": "mlp"}
 ADAM = {"optimizer": "adam", "learning_rate": 0.001, "schedule": "constant", "warmup": 0.0, "batch_size": 64}
 ADAM |= {"weight_decay": 0.0, "ema_decay": 0.0, "label_smoothing": 0.0, "flip": False, "shift": 0}
-ADAM |= {
-    "norm": "none",
-    "normalize": "none",
-    "precision": "float32",
-    "init_classifier": True,
-    "script": "cnn",
-}
+ADAM |= {"norm": "none", "normalize": "none", "init_classifier": True, "precision": "float32"}
+ADAM |= {"script": "cnn"}
 
 R0 = {"batch_size": 64, "epochs": 10}
 R0_MLP = SGD | R0 | {"hidden": (256, 128), "init": "random", "learning_rate": 0.01}
@@ -39,14 +34,8 @@ R2 = {"normalize": "symmetric", "batch_size": 64}
 R2_MLP = SGD | R2 | {"hidden": (128,), "init": "random", "learning_rate": 0.01, "epochs": 50}
 R2_CNN = ADAM | R2 | {"channels": (32, 64, 128, 128, 128), "pool_after": (1, 2, 5), "weight_decay": 1e-5}
 R2_PLAIN = R2_CNN | {"fc": (256,), "init": "pytorch", "epochs": 10}
-R2_CNN |= {
-    "fc": (128,),
-    "init": "he",
-    "dropout": 0.25,
-    "dropout_after": (2,),
-    "fc_dropout": 0.5,
-    "epochs": 20,
-}
+R2_CNN |= {"fc": (128,), "init": "he", "fc_dropout": 0.5, "epochs": 20}
+R2_CNN |= {"dropout": 0.25, "dropout_after": (2,)}
 R2_HYBRID = R2_CNN | {"script": "hybrid", "head_hidden": (128,), "head_init": "random", "head_epochs": 50}
 R2_HYBRID |= {"head_optimizer": "sgd", "head_learning_rate": 0.01, "head_schedule": "constant"}
 R2_HYBRID |= {"head_normalize": "none", "head_batch_size": 128}

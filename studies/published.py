@@ -19,7 +19,7 @@ from studies.statistics import compare, correct, t_test, verdict
 
 PUBLISHED = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 SPLITS = {"train_eval": "training", "val": "validation", "test": "test"}
-FEW = 3
+FEW = 3  # degrees of freedom below which a project's own runs say too little about their spread
 TUNED = {"R3 MLP, L2": "R3 MLP"}  # the network that stands for another one when tuned
 
 
@@ -130,7 +130,7 @@ def claims():
     for text, c in PUBLISHED["claims"].items():
         ours, pair = claim(as_made, c["pair"], c["split"]), [TUNED.get(name, name) for name in c["pair"]]
         if ours:
-            best = claim(tuned, pair, "test") if pair[0] != pair[1] else None
+            best = claim(tuned, pair, c["split"]) if pair[0] != pair[1] else None
             rows.append(
                 SimpleNamespace(text=text, split=c["split"], published=c["published"], ours=ours, tuned=best)
             )

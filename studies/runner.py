@@ -104,13 +104,8 @@ def execute(job, folder):
 
 
 def packed(correct):
-    """Which test images are right, booleans (N,), as a text."""
+    """Which test images are right, booleans (N,), as a text: base64 of np.packbits."""
     return base64.b64encode(np.packbits(correct)).decode()
-
-
-def unpacked(text, n):
-    """The booleans (n,) of which `packed` has made a text."""
-    return np.unpackbits(np.frombuffer(base64.b64decode(text), np.uint8), count=n).astype(bool)
 
 
 def weights_of(job, folder):
