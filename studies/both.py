@@ -5,7 +5,7 @@ import itertools
 from studies import cnn, mlp
 from studies.study import study, vary
 
-CNN = cnn.PLAIN | {"norm": "batch"}
+CNN = cnn.PLAIN | {"norm": "batch", "learning_rate": 0.03}  # the rate that cnn_optimizer's validation chooses
 MODELS = {
     "MLP": {"script": "mlp", **mlp.PLAIN, "group": "NumPy MLP"},
     "CNN": {"script": "cnn", **CNN, "group": "CNN"},
