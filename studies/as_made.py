@@ -48,6 +48,8 @@ R3_CNN |= {"batch_size": 128}
 R3_DROPOUT = {"dropout": 0.2, "dropout_after": (1,), "dropout_maps": True, "fc_dropout": 0.4}
 R3_64 = {"channels": (64, 128), "epochs": 10}
 
+R4_MLP = SGD | {"hidden": (300, 100), "init": "fan_out", "loss": "sigmoid", "learning_rate": 0.0001}
+R4_MLP |= {"batch_size": 1, "epochs": 15, "val_fraction": 0.1}
 R4 = ADAM | {"channels": (64, 128), "padding": (1, 0), "pool_after": (1, 2), "norm": "batch", "dropout": 0.1}
 R4 |= {"block_order": "activation_norm_pool", "init": "pytorch", "optimizer": "adamw", "epochs": 10}
 R4 |= {"learning_rate": 0.0003, "weight_decay": 0.01, "val_fraction": 0.1}
@@ -73,6 +75,7 @@ for rate, batch_size in itertools.product((0.001, 0.01, 0.1), (32, 64, 128)):
         changes = {"learning_rate": rate, "batch_size": batch_size}
         NETWORKS[f"R3 MLP, rate {rate:g}, batch {batch_size}"] = R3_MLP | changes
 NETWORKS |= {
+    "R4 MLP, right gradients": R4_MLP,
     "R0 hybrid": R0_JOINT,
     "R1 CNN": R1_CNN,
     "R2 hybrid": R2_HYBRID,  # on the backbone, "R2 CNN"
@@ -87,7 +90,7 @@ NETWORKS |= {
     "R4 CNN v3": R4_FC | {"fc_dropout": 0.1},
 }
 for network in NETWORKS.values():
-    network["seeds"] = 10 if network["script"] == "mlp" else 3
+    network["seeds"] = 10 if network["script"] == "mlp" and network["batch_size"] > 1 else 3
 
 TUNED = {  # both sides of R3's pairs, each with the learning rate that validation chooses
     label: NETWORKS[label] | {"learning_rates": (0.003, 0.01, 0.03, 0.1, 0.3)}

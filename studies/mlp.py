@@ -61,20 +61,20 @@ def plain(name, variants, baseline, fixed=PLAIN, rates=RATES, seeds=5, **options
 
 
 STUDIES = (
-    plain("depth", DEPTHS, "1"),
+    plain("depth", DEPTHS, "1", seeds=10),
     plain("width", WIDTHS, "128-64"),
-    plain("activation", ACTIVATIONS, "relu"),
+    plain("activation", ACTIVATIONS, "relu", seeds=10),
     plain("dropout", vary(dropout=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5)), "0"),
     plain("l1", vary(l1=(0.0, 1e-6, 1e-5, 1e-4)), "0"),
-    plain("l2", vary(l2=(0.0, 1e-5, 1e-4, 1e-3)), "0"),
+    plain("l2", vary(l2=(0.0, 1e-5, 1e-4, 1e-3)), "0", seeds=10),
     plain("weight_decay", vary(weight_decay=(0.0, 0.01, 0.1, 0.3)), "0"),
     plain("input_normalization", vary(normalize=("none", "global", "per_pixel")), "none"),
     plain("norm", vary(norm=("none", "batch", "layer")), "none", rates=HIGHER),
-    plain("augmentation", AUGMENTATIONS, "none", PLAIN | {"epochs": 24}),
-    plain("initialization", INITIALIZATIONS, "2 layers, he", baselines=HE_BASELINES),
+    plain("augmentation", AUGMENTATIONS, "none", PLAIN | {"epochs": 24}, seeds=10),
+    plain("initialization", INITIALIZATIONS, "2 layers, he", seeds=10, baselines=HE_BASELINES),
     plain("optimizer", OPTIMIZERS, "adam"),
-    plain("schedule", SCHEDULES, "constant"),
-    plain("learning_rate_batch_size", GRID, "0.001, 128", seeds=3),
+    plain("schedule", SCHEDULES, "constant", seeds=10),
+    plain("learning_rate_batch_size", GRID, "0.001, 128"),
     plain("loss", LOSSES, "softmax", baselines={"sigmoid outputs, smoothing 0.1": "sigmoid outputs"}),
     plain("ema", AVERAGES, "constant, no EMA", baselines={"cosine, EMA": "cosine, no EMA"}),
 )
