@@ -68,6 +68,13 @@ def test_a_changed_cell_is_noticed(copy, name):
         tables.main([])
 
 
+def test_the_differences_of_the_default_runs_are_those_that_compare_prints(real):
+    folders = ("mlp_from_scratch", "cnn_feature_extraction", "hybrid_train")
+    rows = finished.rows_of(finished.compare(finished.read_runs(ROOT / "results" / name for name in folders)))
+    page = (ROOT / "results/README.md").read_text(encoding="utf-8")
+    assert all(f"| {' | '.join(row[:2] + row[3:6])} |" in page for row in rows)
+
+
 def test_cells():
     seeds = {"by_seed": {"seconds": [46.2, 48.9, 53.4]}, "seconds": 49.5}
     assert tables.duration(seeds) == "49 s (46 to 53)"
