@@ -730,7 +730,7 @@ def training_figures(trainer, images, steps):
     rates = [lr_at(step, s.epochs * steps, s) for step in range(len(history["epoch"]) * steps)]
     if s.schedule in ("plateau", "halve"):  # which lower it after an epoch
         rates = np.repeat(history["learning_rate"], steps)
-    layers = monitor.distributions(model, watched.X, images.train.y[:1000], trainer.loss)
+    layers = watched.distributions(images.train.y[:1000], trainer.loss)
     figures = {
         "curves.png": curves({title: history}, title, s),
         "learning_rate.png": plots.learning_rate(rates, steps, title),

@@ -24,7 +24,7 @@ class Monitor:
     def __init__(self, model, X, s):
         self.model, self.s = model, s
         self.X = (X.reshape(len(X), -1) - np.ravel(model.mean)) / np.ravel(model.std)
-        self.names = [*map("hidden {}".format, range(1, len(model.weights))), "output"]
+        self.names = [*(f"hidden {i}" for i in range(1, len(model.weights))), "output"]
         self.history = {"epoch": [], "dead": [], "gradient_norm": [], "update_ratio": []}
         self.reported = []  # problems whose advice was given: it is given once
 
@@ -55,9 +55,8 @@ class Monitor:
             text = f"vanishing gradient: norm {norms[-1]:.1e} at the output, {norms[0]:.1e} at layer 1"
             advice["vanishing"] = f"{text}: {self.remedies(activation='relu', norm='batch', init='he')}"
         if np.ptp(self.model.forward(self.X).argmax(axis=1)) == 0:
-            advice["one class"] = (
-                "one class is predicted for all images: try another --learning-rate or --init"
-            )
+            text = "one class is predicted for all images"
+            advice["one class"] = f"{text}: try another --learning-rate or --init"
         new = [problem for problem in advice if problem not in self.reported]
         self.reported += new
         return [f"monitor, epoch {epoch}: {advice[problem]}" for problem in new]
@@ -66,6 +65,14 @@ class Monitor:
         """The flags that set these values, except for settings that already have them."""
         flags = [f"--{name} {value}" for name, value in values.items() if getattr(self.s, name) != value]
         return "try " + ", ".join([*flags, "a lower --learning-rate"])
+
+    def distributions(self, y, loss):
+        """(activations, weights' gradients) for X and its labels y (N,), each {"hidden 1": sample, ...}."""
+        outputs = [sample(x) for x in self.model.hidden_outputs(self.X)]
+        model = copy.deepcopy(self.model)  # a forward pass in training mode updates running statistics
+        model.backward(loss(model.forward(self.X, training=True), y)[1])
+        gradients = [sample(dW) for _, dW in model.weights]
+        return dict(zip(self.names, outputs, strict=False)), dict(zip(self.names, gradients, strict=True))
 
 
 def norm(x):
@@ -78,16 +85,6 @@ def large_step_advice(s):
     return "lower --learning-rate" + (", or set --max-grad-norm 1" if clip else "")
 
 
-def distributions(model, X, y, loss):
-    """(activations, weights' gradients) for X (N, features), y (N,), each {"hidden 1": sample, ...}."""
-    outputs = [sample(x) for x in model.hidden_outputs(X)]
-    model = copy.deepcopy(model)  # since a forward pass in training mode updates running statistics
-    model.backward(loss(model.forward(X, training=True), y)[1])
-    gradients = [sample(dW) for _, dW in model.weights]
-    names = [*(f"hidden {i + 1}" for i in range(len(outputs))), "output"]
-    return dict(zip(names, outputs, strict=False)), dict(zip(names, gradients, strict=True))
-
-
-def sample(x, size=20_000):
-    """About `size` elements of x, evenly spaced, or all of a smaller x."""
-    return x.reshape(-1)[:: max(1, x.size // size)].astype(np.float64)
+def sample(x):
+    """About 20,000 elements of x, evenly spaced, or all of a smaller x."""
+    return x.reshape(-1)[:: max(1, x.size // 20_000)].astype(np.float64)
