@@ -179,7 +179,7 @@ def load_head(num_features, images, s):
     """The NumpyHead of the file s.head, to be trained jointly. Raises run.Error where it does not fit."""
     network, metadata = mlp.restore(s.head)
     if network.config["sizes"][0] != num_features or tuple(metadata["classes"]) != images.classes:
-        raise run.Error(f"{s.head}: is an MLP {network.name}; this CNN has {num_features} features")
+        raise run.Error(f"{s.head}: is a {network.name}; this CNN has {num_features} features")
     network.mean, network.std = float(network.mean), float(network.std)  # as tensors are standardized by them
     return NumpyHead(network, s.joint_learning_rate, s.head_optimizer)
 
@@ -240,7 +240,7 @@ def train_joint(images, s, folder, model):
     with threadpool_limits(1, user_api="blas"):
         model, history = cnn.train(images, s, folder, model, head)
     if s.figures:
-        title = plots.run_title(f"{model.name} + NumPy MLP {head.mlp.name}", images.name, s.seed)
+        title = plots.run_title(f"{model.name} + {head.mlp.name}", images.name, s.seed)
         folder.save({"curves.png": curves({title: history}, title, s)})
     return model, history, None, None
 
@@ -290,7 +290,7 @@ def run_once(s, images=None):
             rows[f"{model.name}, linear classifier"] = accuracies
             details = dict(zip(("cnn_val_accuracy", "cnn_test_accuracy"), accuracies, strict=True))
         details["parameters"] = sum(p.numel() for p in model.backbone.parameters()) + len(network.params)
-        name = f"{model.name} + NumPy MLP {network.name}"
+        name = f"{model.name} + {network.name}"
         metrics = folder.finish(images, name, results, plots.evaluation, rows, **details, **model.compute)
     return SimpleNamespace(
         folder=folder.path, history=history, metrics=metrics, model=model, logits=results.logits

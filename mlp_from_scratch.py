@@ -323,10 +323,10 @@ LOSSES |= {"squared_error": (softmax_squared_error, softmax)}
 class MLP:
     """Hidden layers of Linear, norm, activation and dropout, then a Linear layer that gives the logits.
 
-    sizes (784, 256, 128, 10) give 784-256-128-10. rng draws the initial weights, dropout_rng the dropout
-    masks. The layers' arrays are views into the vectors `params`, `grads` and `buffers`; `values` is params
-    and buffers as one vector, `views` {"layer number.name": view} of both, `weights` [(W, dW), ...]. `mean`
-    and `std` standardize the pixels.
+    sizes: such as (784, 256, 128, 10). rng draws the initial weights, dropout_rng the dropout masks. The
+    layers' arrays are views into the vectors `params`, `grads` and `buffers`; `values` is params and buffers
+    as one vector, `views` {"layer number.name": view} of both, `weights` [(W, dW), ...]. `mean` and `std`
+    standardize the pixels.
     """
 
     def __init__(
@@ -342,7 +342,7 @@ class MLP:
         init="he",
         init_scale=0.01,
     ):
-        self.name, self.mean, self.std = "-".join(map(str, sizes)), 0.0, 1.0
+        self.name, self.mean, self.std = f"NumPy MLP {'-'.join(map(str, sizes))}", 0.0, 1.0
         self.config = {"sizes": tuple(sizes), "activation": activation, "norm": norm}
         self.layers = [Dropout(input_dropout, dropout_rng)] if input_dropout else []
         for n_in, n_out in itertools.pairwise(sizes[:-1]):
@@ -726,7 +726,7 @@ def curves(histories, title, s):
 def training_figures(trainer, images, steps):
     """{file name: Figure} of a finished training of `steps` steps per epoch."""
     model, s, history, watched = trainer.model, trainer.s, trainer.history, trainer.monitor
-    title, shape = plots.run_title(f"NumPy MLP {model.name}", images.name, s.seed), images.train.X.shape[1:]
+    title, shape = plots.run_title(model.name, images.name, s.seed), images.train.X.shape[1:]
     rates = [lr_at(step, s.epochs * steps, s) for step in range(len(history["epoch"]) * steps)]
     if s.schedule in ("plateau", "halve"):  # which lower it after an epoch
         rates = np.repeat(history["learning_rate"], steps)
@@ -787,8 +787,7 @@ def run_once(s, images=None):
         if s.save_weights:
             metadata = run.describe(images, results.metrics["temperature"])
             save(folder.path / "weights.safetensors", model, loss=s.loss, **metadata)
-        name, num_params = f"NumPy MLP {model.name}", len(model.params)
-        metrics = folder.finish(images, name, results, plots.evaluation, parameters=num_params)
+        metrics = folder.finish(images, model.name, results, plots.evaluation, parameters=len(model.params))
     return SimpleNamespace(
         folder=folder.path, history=history, metrics=metrics, model=model, logits=results.logits
     )

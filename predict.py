@@ -40,11 +40,11 @@ UNCERTAIN = 0.7  # a largest probability below this gives a warning
 COLUMNS, SHOWN = 6, 48  # of pictures on a contact sheet
 HEADER = ("number", "picture", "class", "probability", "warning")
 HEADER += ("left", "top", "right", "bottom", "inverted")  # the box, relative to the picture's size
-KINDS = {  # metadata["model"] of a weights file: the kind of network, and what restores it
-    "mlp": ("MLP", mlp.restore),
-    "cnn": ("CNN", cnn.restore),
-    "hybrid": ("hybrid", hybrid_train.restore),
-    "resnet18": ("ResNet18", transfer_learning.restore),
+RESTORE = {  # metadata["model"] of a weights file: function that reads the file
+    "mlp": mlp.restore,
+    "cnn": cnn.restore,
+    "hybrid": hybrid_train.restore,
+    "resnet18": transfer_learning.restore,
 }
 
 
@@ -52,7 +52,6 @@ class Network(NamedTuple):
     """A trained network with what its weights file says about it."""
 
     name: str  # "NumPy MLP 784-256-128-10"
-    kind: str  # "MLP", "CNN", "hybrid" or "ResNet18"
     logits: Callable  # images (N, H, W) in [0, 1] -> logits (N, C)
     probabilities: Callable  # logits (N, C) -> probabilities (N, C)
     classes: tuple
@@ -78,21 +77,18 @@ class Prediction(NamedTuple):
 def load(path=MODEL):
     """The Network of a weights file. Raises run.Error."""
     metadata = run.load_weights(path)[1]
-    if metadata.get("model") not in KINDS:
-        raise run.Error(f"{path}: contains a {metadata.get('model')}, expected one of {', '.join(KINDS)}")
+    kind = metadata.get("model")
+    if kind not in RESTORE:
+        raise run.Error(f"{path}: contains a {kind}, expected one of {', '.join(RESTORE)}")
     if metadata.get("input") == "features":
         raise run.Error(f"{path}: classifies the features of a CNN, not pictures; give hybrid.safetensors")
-    kind, restore = KINDS[metadata["model"]]
-    model, _ = restore(path)
-    name, logits = model.name, lambda X: cnn.predict_logits(model, X)
-    if kind == "MLP":
-        name, logits = f"NumPy MLP {model.name}", model.predict_logits
-    if kind == "hybrid":
-        name += f" + NumPy MLP {model.classifier.mlp.name}"
+    model, _ = RESTORE[kind](path)
+    name = f"{model.name} + {model.classifier.mlp.name}" if kind == "hybrid" else model.name
+    logits = model.predict_logits if kind == "mlp" else lambda X: cnn.predict_logits(model, X)
     probabilities = mlp.LOSSES[metadata.get("loss", "softmax")][1]
     classes, shape = tuple(metadata["classes"]), tuple(metadata["image_shape"])
     others = metadata["temperature"], metadata.get("bright_on_dark", True)
-    return Network(name, kind, logits, probabilities, classes, shape, *others)
+    return Network(name, logits, probabilities, classes, shape, *others)
 
 
 def logits_of(network, X):
@@ -121,12 +117,12 @@ def classify(picture, network):
         reasons.append("cut off by the picture's edge, perhaps worn")
         seen = garment.find(picture, network.shape, worn=True)
         p = probabilities_of(network, seen.image[None])[0]
-    highest = p.max()
-    reasons += [f"uncertain: below {plots.percent(UNCERTAIN)}"] if highest < UNCERTAIN else []
+    if p.max() < UNCERTAIN:
+        reasons.append(f"uncertain: below {plots.percent(UNCERTAIN)}")
     probabilities = dict(zip(network.classes, p.tolist(), strict=True))
     name = os.fsencode(picture).decode(errors="backslashreplace") if isinstance(picture, (str, Path)) else ""
     label = network.classes[p.argmax()]
-    return Prediction(name, label, float(highest), "; ".join(reasons), probabilities, seen)
+    return Prediction(name, label, float(p.max()), "; ".join(reasons), probabilities, seen)
 
 
 def find_pictures(paths):
@@ -136,14 +132,14 @@ def find_pictures(paths):
         matches = [name] if Path(name).exists() else sorted(glob.glob(name))  # Windows' shell expands no *
         for path in map(Path, matches or [name]):
             files = visible_files(path)
-            others = [file for file in files if file != path and file.suffix.lower() not in data.PICTURES]
-            if len(others) == len(files):
+            chosen = [file for file in files if file == path or file.suffix.lower() in data.PICTURES]
+            if not chosen:
                 raise run.Error(f"{path}: contains no pictures ({', '.join(sorted(data.PICTURES))})")
-            if others:
+            if others := sorted({*files} - {*chosen}):
                 names = ", ".join(file.name for file in others[:5])
                 text = f"skipped {len(others):,} files; convert what are pictures to PNG or JPEG"
                 print(f"{path}: {text}: {names}", file=sys.stderr)
-            pictures += [file for file in files if file not in set(others)]
+            pictures += chosen
     return pictures
 
 

@@ -164,7 +164,7 @@ def train_frozen(model, images, s, folder):
         linear.weight.data.copy_(torch.from_numpy(W.T))
         linear.bias.data.copy_(torch.from_numpy(b))
     model.classifier = classifier.to(model.mean.device)
-    model.name += f" + NumPy MLP {network.name}"
+    model.name += f" + {network.name}"
     model.compute = {"device": model.mean.device.type, "precision": "float32"}
     return model, history, run.evaluate(features, network.predict_logits, mlp_s)
 

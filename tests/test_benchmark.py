@@ -62,7 +62,8 @@ def test_ours_is_the_plain_network_with_adam(monkeypatch):
     benchmark.ours(X, y, (256, 128), 128)[0]()
     assert [step[1:] for step in steps] == [(128, 0.001)] * 4 + [(88, 0.001)]
     model, s = steps[0][0].model, steps[0][0].s
-    assert (model.name, len(model.params), model.mean, model.std) == ("784-256-128-10", 235_146, 0, 1)
+    about = (model.name, len(model.params), model.mean, model.std)
+    assert about == ("NumPy MLP 784-256-128-10", 235_146, 0, 1)
     off = ("dropout", "label_smoothing", "weight_decay", "l1", "l2", "max_grad_norm", "ema_decay")
     assert {getattr(s, name) for name in off} == {0}
     assert s.optimizer == "adam"

@@ -51,7 +51,7 @@ def test_main_returns_the_run_and_leaves_nothing_behind(jupyter, tmp_path, monke
     assert result.history["epoch"] == [1, 2]
     assert result.folder.parent == tmp_path / "runs/mlp_from_scratch"
     assert result.metrics["test_loss"] == run.read_json(result.folder / "metrics.json")["test_loss"]
-    assert result.model.name == "784-8-10"
+    assert result.model.name == "NumPy MLP 784-8-10"
 
 
 CELLS = [c for c in json.loads((ROOT / "tour.ipynb").read_text("utf-8"))["cells"] if c["cell_type"] == "code"]

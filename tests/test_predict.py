@@ -89,7 +89,6 @@ def read_csv(path):
 
 def test_the_committed_networks_are_small_and_described(networks):
     assert {name: network.name for name, network in networks.items()} == MODELS
-    assert [network.kind for network in networks.values()] == ["MLP", "CNN", "hybrid"]
     assert sum(path.stat().st_size for path in (run.ROOT / "models").glob("*.safetensors")) < 10e6
     text = (run.ROOT / "models/README.md").read_text(encoding="utf-8")
     for name, network in networks.items():
