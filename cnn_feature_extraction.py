@@ -126,7 +126,6 @@ class CNN(nn.Module):
     def __init__(self, s, num_classes=10, mean=0.0, std=1.0, rng=None, image_shape=(28, 28)):
         super().__init__()
         self.name = f"CNN {'-'.join(map(str, (*s.channels, *s.fc)))}"
-        self.input_shape = (1, *image_shape)
         self.compute = {}  # {"device": ..., "precision": ...} of its training
         self.register_buffer("mean", torch.tensor(mean))
         self.register_buffer("std", torch.tensor(std))
@@ -149,7 +148,11 @@ class CNN(nn.Module):
             n_in = n_out
         layers += [nn.AdaptiveAvgPool2d(1)] if s.global_pool == "average" else []
         layers.append(nn.Flatten())
-        n_in = num_features(layers, self.input_shape)
+        try:
+            n_in = nn.Sequential(*layers).eval()(torch.zeros(1, 1, *image_shape)).shape[1]
+        except RuntimeError as error:
+            text = f"--channels, --pool-after, --padding: do not fit the images ({error})"
+            raise run.Error(text) from None
         for n_out in s.fc:
             layers.append(nn.Linear(n_in, n_out))
             initialize(layers[-1], s.init, s.init_scale, rng)
@@ -181,22 +184,12 @@ def initialize(layer, init, std, rng):
         nn.init.zeros_(layer.bias)
 
 
-@torch.no_grad()
-def num_features(layers, input_shape):
-    """Number of outputs of the layers for one image. Raises run.Error for an impossible stack of layers."""
-    try:
-        return nn.Sequential(*layers).eval()(torch.zeros(1, *input_shape)).shape[1]
-    except RuntimeError as error:
-        raise run.Error(f"--channels, --pool-after, --padding: do not fit the images ({error})") from None
-
-
 def cut_after(model, number):
     """A copy of the model whose features are those after convolution `number`; 0: after the last layer."""
     model, kinds = copy.deepcopy(model), (nn.Conv2d, nn.AdaptiveAvgPool2d, nn.Flatten)
-    layers = list(model.backbone)
-    ends = [place for place, layer in enumerate(layers) if isinstance(layer, kinds)]
+    ends = [place for place, layer in enumerate(model.backbone) if isinstance(layer, kinds)]
     if number:
-        model.backbone = nn.Sequential(*layers[: ends[number]], nn.Flatten())
+        model.backbone = nn.Sequential(*model.backbone[: ends[number]], nn.Flatten())
     return model
 
 
@@ -340,6 +333,7 @@ class Trainer:
         layout = torch.preserve_format if self.device.type == "mps" else torch.channels_last
         self.model = model.to(self.device, memory_format=layout)
         self.precision = pick_precision(s.precision, self.device)
+        model.compute = {"device": self.device.type, "precision": str(self.precision).removeprefix("torch.")}
         self.network = torch.compile(model) if s.compile else self.processes.wrap(model)
         self.ema_model = AveragedModel(model, multi_avg_fn=self.update_ema, use_buffers=True)
         self.optimizer = make_optimizer((model.backbone if head else model).parameters(), s)
@@ -359,8 +353,7 @@ class Trainer:
             loss = F.cross_entropy(logits, y, label_smoothing=self.s.label_smoothing) * loss_scale  # loss
         self.optimizer.zero_grad()
         loss.backward()  # backward
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        self.optimizer.param_groups[0]["lr"] = lr
         self.optimizer.step()  # step
         if self.head:
             self.head.step(lr / self.s.learning_rate)
@@ -398,7 +391,7 @@ class Trainer:
             parts[part][name] = torch.from_numpy(array)
         self.model.load_state_dict(parts["model"])
         self.ema_model.load_state_dict(parts["ema_model"])
-        parameters, state = [p for group in self.optimizer.param_groups for p in group["params"]], {}
+        parameters, state = self.optimizer.param_groups[0]["params"], {}
         for name, value in parts["optimizer"].items():
             number, _, name = name.partition(".")
             if name != "step":  # in the parameter's memory format, so that the same instructions process it
@@ -424,8 +417,6 @@ def train(images, s, folder=None, model=None, head=None, on_epoch=lambda history
     model, processes, device = trainer.model, trainer.processes, trainer.device
     if s.resume and (checkpoint := folder.load_checkpoint()):
         trainer.load_state_dict(*checkpoint)
-    model.compute = {"device": device.type, "precision": str(trainer.precision).removeprefix("torch.")}
-    trainer.ema_model.module.compute = model.compute
     X, y = as_tensor(model, images.train.X), torch.from_numpy(images.train.y).to(device)
     X_val, y_val = as_tensor(model, images.val.X), torch.from_numpy(images.val.y).to(device)
     steps = math.ceil(len(y) / s.batch_size)
@@ -490,8 +481,7 @@ def logits_of(model, X, precision=torch.float32):
 
 @torch.no_grad()
 def classify(model, features):
-    """Logits {"val": (N, classes), "test": ...}, arrays, of the model's classifier for a Dataset of
-    features."""
+    """Logits {"val": (N, classes), "test": ...}, arrays, of the classifier on a Dataset of features."""
     X = {split: torch.from_numpy(getattr(features, split).X) for split in ("val", "test")}
     device = model.mean.device
     return {split: model.classifier(x.to(device)).float().cpu().numpy() for split, x in X.items()}
@@ -545,8 +535,8 @@ def save(path, model, s, **metadata):
 
 def architecture(saved):
     """The settings of ARCHITECTURE in those of a file; what older files lack has its default."""
-    values = {name: saved.get(name, globals()[name.upper()]) for name in ARCHITECTURE}
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    s = settings(**{name: saved[name] for name in ARCHITECTURE if name in saved})
+    return {name: getattr(s, name) for name in ARCHITECTURE}
 
 
 def from_metadata(metadata):
@@ -580,16 +570,16 @@ def stages(model, X):
     return maps, model.classifier(x)
 
 
-def hires_cam(model, X, labels, min_size=7):
+def hires_cam(model, X, labels):
     """Where in the images X (N, 1, H, W) the network sees the classes `labels` (N,): (N, H, W), 0 or more.
 
     HiResCAM (Draelos and Carin 2020, arXiv:2011.08891): maps times gradients of the class's logit, summed
-    over the channels of the last convolution whose maps are at least `min_size` pixels wide. Grad-CAM
+    over the channels of the last convolution whose maps are at least 7 pixels wide. Grad-CAM
     (Selvaraju et al. 2017) averages the gradients over each map, which suits networks with global average
     pooling; this one flattens its maps.
     """
     maps, logits = stages(model.eval(), X)
-    large = [m for m in maps if min(m.shape[2:]) >= min_size] or maps[:1]
+    large = [m for m in maps if min(m.shape[2:]) >= 7] or maps[:1]
     (gradient,) = torch.autograd.grad(logits.gather(1, labels[:, None]).sum(), large[-1])
     heat = F.relu((gradient * large[-1]).sum(dim=1, keepdim=True))
     return F.interpolate(heat, size=X.shape[2:], mode="bilinear")[:, 0].detach()
@@ -672,9 +662,8 @@ def run_once(s, images=None):
             save(folder.path / "backbone.safetensors", model, s, **metadata)
         if s.figures:
             title = plots.run_title(model.name, images.name, s.seed)
-            folder.save({"curves.png": curves({title: history}, title, s)})
-            p = results.probabilities["before"]
-            folder.save(cnn_figures(model, images, features, p, title))
+            figures = cnn_figures(model, images, features, results.probabilities["before"], title)
+            folder.save(figures | {"curves.png": curves({title: history}, title, s)})
         details = {"parameters": sum(p.numel() for p in model.parameters()), **model.compute}
         details["features"] = features.test.X.shape[1]
         metrics = folder.finish(images, model.name, results, plots.evaluation, **details)

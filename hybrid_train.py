@@ -96,7 +96,7 @@ class NumpyHead(nn.Module):
         self.mlp.params[:] = self.params.cpu().numpy()
         return torch.tensor(self.mlp.predict_logits(features.detach().cpu().numpy()), device=features.device)
 
-    def step(self, lr_factor=1.0):
+    def step(self, lr_factor):
         """One optimizer step along the gradient that backward has left, at lr_factor times the rate."""
         self.optimizer.step(lr_factor * self.learning_rate)
         self.params.copy_(torch.from_numpy(self.mlp.params))
@@ -120,9 +120,8 @@ class NumpyHead(nn.Module):
 
 def head_settings(s):
     """The settings of mlp_from_scratch.py for training on features, without regularization."""
-    names = ("hidden", "activation", "norm", "dropout", "epochs", "learning_rate", "batch_size")
-    names += ("init", "optimizer", "schedule", "normalize")
-    options = {name: getattr(s, f"head_{name}") for name in names}
+    own = {name: value for name, value in vars(s).items() if name.startswith("head_")}
+    options = {name.removeprefix("head_"): value for name, value in own.items()}
     zeros = ("warmup", "weight_decay", "label_smoothing", "input_dropout", "max_grad_norm", "ema_decay")
     zeros += ("l1", "l2", "patience", "shift", "erase", "rotate", "translate")
     options |= dict.fromkeys(zeros, 0) | {"flip": False, "seed": s.seed}
@@ -146,9 +145,8 @@ def restore(path):
     order of metadata["classes"].
     """
     arrays, metadata = run.load_weights(path, "hybrid")
-    config, cut = metadata["head"], metadata["settings"].get("feature_layer", 0)
-    model = cnn.cut_after(cnn.from_metadata(metadata), cut)
-    network = mlp.MLP(config["sizes"], activation=config["activation"], norm=config["norm"])
+    model = cnn.cut_after(cnn.from_metadata(metadata), metadata["settings"]["feature_layer"])
+    network = mlp.MLP(**metadata["head"])
     network.mean, network.std = metadata["feature_mean"], metadata["feature_std"]
     model.classifier = NumpyHead(network)
     cnn.load_arrays(model, arrays)
@@ -158,8 +156,8 @@ def restore(path):
 def load_backbone(images, s):
     """(the CNN of the file s.backbone, s with its architecture). Raises run.Error where it does not fit."""
     model, metadata = cnn.restore(s.backbone)
-    trained = SimpleNamespace(**{"val_fraction": 0.2, "train_on_val": False} | metadata["settings"])
-    if tuple(metadata["classes"]) != images.classes or model.input_shape[1:] != images.image_shape:
+    trained = SimpleNamespace(**metadata["settings"])
+    if (metadata["classes"], metadata["image_shape"]) != (list(images.classes), list(images.image_shape)):
         raise run.Error(f"{s.backbone}: was trained on other classes or sizes ({metadata['dataset']})")
     if (trained.split_seed, trained.val_fraction) != (s.split_seed, s.val_fraction):
         raise run.Error(f"{s.backbone}: was trained with another --split-seed or --val-fraction")
@@ -173,15 +171,6 @@ def load_backbone(images, s):
         raise run.Error(f"--feature-layer {s.feature_layer}: {s.backbone} has fewer convolutions")
     print(f"backbone {s.backbone}: {model.name}, trained on {metadata['dataset']}")
     return model, SimpleNamespace(**vars(s) | architecture)
-
-
-def load_head(num_features, images, s):
-    """The NumpyHead of the file s.head, to be trained jointly. Raises run.Error where it does not fit."""
-    network, metadata = mlp.restore(s.head)
-    if network.config["sizes"][0] != num_features or tuple(metadata["classes"]) != images.classes:
-        raise run.Error(f"{s.head}: is a {network.name}; this CNN has {num_features} features")
-    network.mean, network.std = float(network.mean), float(network.std)  # as tensors are standardized by them
-    return NumpyHead(network, s.joint_learning_rate, s.head_optimizer)
 
 
 def train_frozen(images, s, folder, model):
@@ -229,13 +218,15 @@ def train_joint(images, s, folder, model):
     """
     num_features = (model or cnn.CNN(s, image_shape=images.image_shape)).classifier.in_features
     if s.head:
-        head = load_head(num_features, images, s)
+        network, metadata = mlp.restore(s.head)
+        if network.config["sizes"][0] != num_features or tuple(metadata["classes"]) != images.classes:
+            raise run.Error(f"{s.head}: is a {network.name}; this CNN has {num_features} features")
+        network.mean, network.std = float(network.mean), float(network.std)  # to standardize tensors
     else:
         rngs, sizes = mlp.make_rngs(s.seed), (num_features, *s.head_hidden, len(images.classes))
-        options = {"activation": s.head_activation, "norm": s.head_norm, "dropout": s.head_dropout}
-        options["init"] = s.head_init
+        options = {name: getattr(s, f"head_{name}") for name in ("activation", "norm", "dropout", "init")}
         network = mlp.MLP(sizes, rngs["init"], rngs["dropout"], **options)
-        head = NumpyHead(network, s.joint_learning_rate, s.head_optimizer)
+    head = NumpyHead(network, s.joint_learning_rate, s.head_optimizer)
     # One BLAS thread: OpenBLAS's threads keep spinning after each product while PyTorch's wait for a core
     with threadpool_limits(1, user_api="blas"):
         model, history = cnn.train(images, s, folder, model, head)
