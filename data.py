@@ -5,7 +5,6 @@
 From Python: images = data.load(dataset="digits"); images.train.X is (N, height, width), images.train.y (N,).
 """
 
-import contextlib
 import csv
 import gzip
 import hashlib
@@ -111,7 +110,7 @@ def load(s=None, **changes):
         train = train[stratified_split(y[train], s.train_size, s.split_seed)[1]]
     if s.train_on_val:
         train, name = np.sort(np.concatenate([train, val])), f"{name}, validation images in training"
-    y_train = with_label_noise(y, s.label_noise, len(classes), s.split_seed) if s.label_noise else y
+    y_train = with_label_noise(y, s.label_noise, len(classes), s.split_seed)
     splits = []
     for images, labels, indices in ((X, y_train, train), (X, y, val), (X_test, y_test, test)):
         splits.append(Split(to_floats(images[indices]), labels[indices].astype(np.int64), indices))
@@ -159,12 +158,11 @@ def mean_std(X):
 
 
 def normalization_stats(X, normalize):
-    """(mean, std) for X (N, 28, 28): "global" over all pixels, "per_pixel" arrays (28, 28).
+    """(mean, std) of training images X (N, 28, 28), "global" over all pixels, "per_pixel" arrays (28, 28).
 
-    "none" keeps pixels in [0, 1], "symmetric" scales them to [-1, 1].
-
-    Use the training split only. A pixel with a standard deviation below 0.01, three gray levels, keeps its
-    scale: otherwise a shifted or mirrored image could be hundreds of standard deviations away.
+    "none" keeps pixels in [0, 1], "symmetric" scales them to [-1, 1]. A pixel with a standard deviation below
+    0.01, three gray levels, keeps its scale: otherwise a shifted or mirrored image could be hundreds of
+    standard deviations away.
     """
     if normalize == "none":
         return 0.0, 1.0
@@ -273,15 +271,11 @@ def check_output(s, folder):
 def download(name, folder):
     """Let torchvision download its dataset `name` into FOLDER/NAME/raw. Raises run.Error."""
     print(f"no {name} in {folder}: downloading it", file=sys.stderr)
-    new = [place for place in (folder / name / "raw", folder / name, folder) if not place.exists()]
     try:
         from torchvision import datasets  # only here, so that NumPy scripts do without torch
 
         getattr(datasets, name)(folder, download=True)
     except (OSError, RuntimeError, ImportError) as error:
-        for place in new:
-            with contextlib.suppress(OSError):  # a part is there, or nothing
-                place.rmdir()
         text = f"no {name} in {folder}, and downloading it failed ({str(error).strip().splitlines()[-1]})"
         raise run.Error(f"{text}; put its four files into {folder / name / 'raw'}") from None
 
@@ -410,10 +404,13 @@ def read_class_folders(folder, image_size):
     """{"train": (X (N, height, width) uint8, labels), ...} of class folders, or of train/, test/, val/."""
     if len(image_size) != 2:
         raise run.Error(f"--image-size {' '.join(map(str, image_size))}: expected height and width")
-    places, arrays = {path.name: path for path in visible(folder) if path.is_dir()}, {}
-    has_splits = {"train", "test"} <= places.keys() <= {"train", "test", "val"}
-    skipped = [path for path in visible(folder) if has_splits and path.is_file()]
-    for split, place in places.items() if has_splits else [("train", folder)]:
+    arrays, skipped = {}, []
+    places = {path.name: path for path in visible(folder) if path.is_dir()}
+    if {"train", "test"} <= places.keys() <= {"train", "test", "val"}:
+        skipped = [path for path in visible(folder) if path.is_file()]
+    else:
+        places = {"train": folder}
+    for split, place in places.items():
         folders = [path for path in visible(place) if path.is_dir()]
         files = [file for path in folders for file in visible(path)]
         pictures = [file for file in files if file.suffix.lower() in PICTURES and file.is_file()]
