@@ -92,14 +92,12 @@ def cli(main):
 
 def constants(module):
     """{name: (type, value, help)} of the constants NAME: type = value  # help of a module."""
-    types, found = get_type_hints(module), {}
-    constant = re.compile(r"^([A-Z][A-Z0-9_]*): .*?(?:  # (.*))?$", re.MULTILINE)
-    for name, text in constant.findall(inspect.getsource(module)):
-        found[name] = types[name], getattr(module, name), text
-    return found
+    types, source = get_type_hints(module), inspect.getsource(module)
+    lines = re.findall(r"^([A-Z][A-Z0-9_]*): .*?(?:  # (.*))?$", source, re.MULTILINE)
+    return {name: (types[name], getattr(module, name), text) for name, text in lines}
 
 
-def checked(text, kind, value, limits=None):
+def checked(text, kind, value, limits):
     """The value as `kind`. Raises Error, starting with `text`, for another type or beyond the limits."""
     inner = get_args(kind)
     if get_origin(kind) is tuple:
@@ -108,8 +106,7 @@ def checked(text, kind, value, limits=None):
         return tuple(checked(text, inner[0], number, limits) for number in value)
     if get_origin(kind) is Literal:
         if value not in inner:
-            near = did_you_mean(str(value).lower(), inner)
-            raise Error(f"{text}: choose from {', '.join(inner)}{near}")
+            raise Error(f"{text}: choose from {', '.join(inner)}{did_you_mean(str(value).lower(), inner)}")
         return value
     if type(value) is not kind and not (kind is float and type(value) is int):
         raise Error(f"{text}: expected {TYPES[kind]}")
@@ -535,8 +532,10 @@ def lr_factor(history, schedule, patience=3):
     if schedule == "halve":
         losses = history.get("train_loss", ())
         return 0.5 ** sum(later > earlier for earlier, later in itertools.pairwise(losses))
+    if schedule != "plateau":
+        return 1.0
     factor, best, num_bad_epochs = 1.0, math.inf, 0
-    for loss in history.get("val_loss", ()) if schedule == "plateau" else ():
+    for loss in history.get("val_loss", ()):
         num_bad_epochs = 0 if loss < best * (1 - 1e-4) else num_bad_epochs + 1
         best = loss if num_bad_epochs == 0 else best
         if num_bad_epochs > patience:
@@ -550,12 +549,11 @@ def accuracy(logits, y):
 
 
 def evaluate(images, predict, s, loss=(cross_entropy, lambda logits: softmax(logits, axis=1)), logits=None):
-    """Accuracies and calibration of a classifier, a namespace: metrics, logits, probabilities.
+    """Evaluate a classifier: a namespace of `metrics` {name: number}, `logits` and `probabilities`.
 
     predict: images (N, H, W) -> logits (N, C). loss: functions (logits, y) -> (loss, ...) and logits ->
     probabilities, as in LOSSES of mlp_from_scratch.py. logits: {"val": (M, C), "test": (N, C)}, if they are
-    known. The result has `metrics` {name: number} with those of s.tta, the `logits`, and the `probabilities`
-    of the test images, "before" and "after" temperature scaling.
+    known. The probabilities are those of the test images, "before" and "after" temperature scaling.
     """
     loss_function, to_probabilities = loss
     y = {split: getattr(images, split).y for split in ("val", "test")}
