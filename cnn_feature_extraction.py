@@ -263,7 +263,8 @@ def pick_device(name):
     Under torchrun, each process of a machine uses its own GPU.
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    name = next(device for device in available if available[device]) if name == "auto" else name
+    if name == "auto":
+        name = next(device for device in available if available[device])
     if not available[name]:
         raise run.Error(f"--device {name}: not available on this machine or in this PyTorch; use auto or cpu")
     if name == "cuda" and "LOCAL_RANK" in os.environ:
@@ -337,7 +338,7 @@ class Trainer:
         self.network = torch.compile(model) if s.compile else self.processes.wrap(model)
         self.ema_model = AveragedModel(model, multi_avg_fn=self.update_ema, use_buffers=True)
         self.optimizer = make_optimizer((model.backbone if head else model).parameters(), s)
-        self.steps, self.history, self.step_losses = 0, {}, []
+        self.steps, self.history, self.step_losses = 0, {"epoch": []}, []
 
     def update_ema(self, averages, values, _):
         decay = min(self.s.ema_decay, self.steps / (9 + self.steps))  # forgets the first weights
@@ -420,7 +421,7 @@ def train(images, s, folder=None, model=None, head=None, on_epoch=lambda history
     X, y = as_tensor(model, images.train.X), torch.from_numpy(images.train.y).to(device)
     X_val, y_val = as_tensor(model, images.val.X), torch.from_numpy(images.val.y).to(device)
     steps = math.ceil(len(y) / s.batch_size)
-    first = len(trainer.history.get("epoch", ()))
+    first = len(trainer.history["epoch"])
     bar = tqdm(total=s.epochs * steps, initial=first * steps, disable=None if folder else True, leave=False)
     for epoch in range(first, s.epochs):
         start, (loss_sum, num_correct) = time.perf_counter(), torch.zeros(2, device=device)

@@ -6,7 +6,7 @@ prints at the end, after 340 s on 2 cores of AMD EPYC; python 3.11.7, numpy 2.4.
 
     Fashion-MNIST                                       validation      test
     CNN 24-48-96-96-192, linear classifier                  94.65%    94.11%
-    hybrid: CNN features, NumPy MLP 1728-256-128-10         94.57%    93.70%
+    CNN 24-48-96-96-192 + NumPy MLP 1728-256-128-10         94.57%    93.70%
       with flip test-time augmentation (TTA)                94.83%    94.11%
 """
 
@@ -120,8 +120,8 @@ class NumpyHead(nn.Module):
 
 def head_settings(s):
     """The settings of mlp_from_scratch.py for training on features, without regularization."""
-    own = {name: value for name, value in vars(s).items() if name.startswith("head_")}
-    options = {name.removeprefix("head_"): value for name, value in own.items()}
+    head = {name: value for name, value in vars(s).items() if name.startswith("head_")}
+    options = {name.removeprefix("head_"): value for name, value in head.items()}
     zeros = ("warmup", "weight_decay", "label_smoothing", "input_dropout", "max_grad_norm", "ema_decay")
     zeros += ("l1", "l2", "patience", "shift", "erase", "rotate", "translate")
     options |= dict.fromkeys(zeros, 0) | {"flip": False, "seed": s.seed}

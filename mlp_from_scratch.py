@@ -426,7 +426,6 @@ class MLP:
         norm = float(np.sqrt(np.vdot(self.grads, self.grads)))
         if norm > max_norm:
             self.grads *= max_norm / norm
-        return norm
 
 
 def split(vector, arrays):
@@ -552,8 +551,7 @@ def lr_at(step, total, s):
 def make_rngs(seed):
     """Independent generators {"init": ..., "shuffle": ..., "dropout": ..., "augment": ...}."""
     names = ("init", "shuffle", "dropout", "augment")
-    seeds = np.random.SeedSequence(seed).spawn(len(names))
-    return dict(zip(names, map(np.random.default_rng, seeds), strict=True))
+    return dict(zip(names, np.random.default_rng(seed).spawn(len(names)), strict=True))
 
 
 class Trainer:
@@ -619,14 +617,6 @@ class Trainer:
         logits = self.model.predict_logits(X)
         self.swap()
         return self.loss(logits, y)[0], run.accuracy(logits, y)
-
-    def end_epoch(self, row):
-        """Record the row of an epoch, keep the best weights; return the monitor's advice."""
-        for column, value in row.items():
-            self.history.setdefault(column, []).append(value)
-        if self.s.patience and self.best_epoch == row["epoch"]:
-            self.best[:] = self.ema if self.s.ema_decay else self.model.values
-        return self.monitor.end_epoch(row["epoch"], row["learning_rate"])
 
     @property
     def best_epoch(self):
@@ -701,11 +691,16 @@ def train(images, s, folder=None, on_epoch=lambda history: False):
             if not math.isfinite(loss):
                 where = f"in step {step + 1} (epoch {epoch}), at learning rate {lr:g}"
                 raise run.Diverged(f"the loss became {loss} {where}: {monitor.large_step_advice(s)}")
-            advice = trainer.end_epoch(row)
+            for column, value in row.items():
+                trainer.history.setdefault(column, []).append(value)
+            if s.patience and trainer.best_epoch == epoch:
+                trainer.best[:] = trainer.ema if s.ema_decay else model.values
+            advice = trainer.monitor.end_epoch(epoch, lr)
             if folder:
                 folder.log(trainer.history)
                 folder.save_checkpoint(*trainer.state_dict())
-                tqdm.write("".join(f"{line}\n" for line in advice), end="")
+                for line in advice:
+                    tqdm.write(line)
             if on_epoch(trainer.history):
                 break
     if s.patience:
