@@ -379,7 +379,7 @@ class Trainer:
         arrays = numpy_state(self.model, "model.") | numpy_state(self.ema_model, "ema_model.")
         for number, state in self.optimizer.state_dict()["state"].items():
             for name, value in state.items():
-                arrays[f"optimizer.{number}.{name}"] = value.cpu().contiguous().numpy()
+                arrays[f"optimizer.{number}.{name}"] = value.cpu().numpy()
         if self.head:
             arrays |= {f"head.{name}": array for name, array in self.head.optimizer_state().items()}
         return arrays, {"history": self.history, "steps": self.steps, "step_losses": self.step_losses}
@@ -525,7 +525,7 @@ def extract_features(model, images, cache=None):
 
 def numpy_state(module, prefix=""):
     """The module's state_dict as {prefix + name: NumPy array}."""
-    return {prefix + name: value.cpu().contiguous().numpy() for name, value in module.state_dict().items()}
+    return {prefix + name: value.cpu().numpy() for name, value in module.state_dict().items()}
 
 
 def save(path, model, s, **metadata):

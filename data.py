@@ -291,9 +291,8 @@ def read_idx(files, md5=()):
     arrays = []
     for i, (path, ndim) in enumerate(zip(files, (3, 1, 3, 1), strict=True)):
         if not path:
-            raise run.Error(
-                f"{max(filter(None, files)).parent}: {IDX_FILES[i].replace('?', '-')}-ubyte is missing"
-            )
+            name = IDX_FILES[i].replace("?", "-")
+            raise run.Error(f"{max(filter(None, files)).parent}: {name}-ubyte is missing")
         content = path.read_bytes()
         digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
         if md5 and digest[:8] not in md5[i::4]:

@@ -227,9 +227,8 @@ def distributions(activations, gradients, title):
                 continue
             values = arrays[name]
             limit, zeros = 1.05 * np.quantile(np.abs(values), 0.999) or 1, np.mean(values == 0)
-            ax.hist(
-                values, bins=80, range=(min(0, np.sign(values.min())) * limit, limit), color=color, log=True
-            )
+            lowest = min(0, np.sign(values.min())) * limit
+            ax.hist(values, bins=80, range=(lowest, limit), color=color, log=True)
             note = f", {zeros:.0%} exactly 0" if zeros > 0.005 else ""
             ax.set_title(f"{name}: std {values.std():.2g}{note}", fontsize=9, loc="left")
             ax.set(xlabel=what, ylabel="count")
