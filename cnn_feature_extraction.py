@@ -156,9 +156,9 @@ class CNN(nn.Module):
         for n_out in s.fc:
             layers.append(nn.Linear(n_in, n_out))
             initialize(layers[-1], s.init, s.init_scale, rng)
-            block = [nn.LayerNorm(n_out)] if s.fc_norm else []
-            block.insert(0 if activation_first else len(block), ACTIVATIONS[s.activation]())
-            layers += block
+            norm = [nn.LayerNorm(n_out)] if s.fc_norm else []
+            activation = [ACTIVATIONS[s.activation]()]
+            layers += activation + norm if activation_first else norm + activation
             layers += [nn.Dropout(s.fc_dropout)] if s.fc_dropout else []
             n_in = n_out
         self.backbone = nn.Sequential(*layers)  # (N, 1, height, width) -> (N, features)
@@ -504,10 +504,10 @@ def extract_features(model, images, cache=None):
     cache: file in which they are kept. It records the weights, data and split that it was made from; where
     they differ, or it cannot be read, features are extracted again and written.
     """
-    weights = run.digest(*(value.cpu().numpy() for value in model.state_dict().values()))
+    weights = run.digest(*numpy_state(model).values())
     made_from = json.dumps({"weights": weights, "data": images.fingerprint()})
     splits, features = {name: getattr(images, name) for name in ("train", "val", "test")}, {}
-    if cache and cache.exists():
+    if cache:
         with contextlib.suppress(Exception), open(cache, "rb") as opened, np.load(opened) as file:
             if str(file["made_from"]) == made_from:
                 features = {name: file[name] for name in splits}
