@@ -165,9 +165,7 @@ def draw(summary):
             difference_at(axes[0, 1], number, tests[name], color)
     if tests:
         axes[0, 1].axvline(0, color="black", linewidth=0.8)
-        axes[0, 1].set_xlabel(
-            "difference (points), 95 % interval; filled: differs", fontsize=9
-        )
+        axes[0, 1].set_xlabel("difference (points), 95 % interval; filled: differs", fontsize=9)
         axes[0, 1].grid(axis="x", alpha=0.25)
     return fig
 
