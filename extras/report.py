@@ -23,7 +23,6 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 import plots
 import run
 from studies import finished, output
-from studies.finished import curves as validation_curves
 
 MISTAKES = 20  # wrong predictions shown of each run
 
@@ -103,8 +102,26 @@ def comparison_table(comparisons):
 
 def all_curves(results):
     """The validation curves of several runs in one figure."""
+    title = f"Validation loss and accuracy by epoch\n{results[0].images.name}"
+    fig, axes = plots.figure(title, 9, 4.2, ncols=2)
+    panels = ("val_loss", 1, "validation loss"), ("val_accuracy", 100, "validation accuracy (%)")
+    for ax, (column, factor, ylabel) in zip(axes[0], panels, strict=True):
+        late = []  # after the first tenth; sets the range
+        for number, result in enumerate(results):
+            histories = [history[column] for history in result.histories.values()]
+            epochs = min(map(len, histories))
+            values = factor * np.array([history[:epochs] for history in histories])  # (seeds, epochs)
+            x, color = np.arange(1, epochs + 1), plots.SERIES[number % len(plots.SERIES)]
+            ax.plot(x, values.mean(axis=0), "o-" if epochs == 1 else "-", color=color, label=result.label)
+            ax.fill_between(x, values.min(axis=0), values.max(axis=0), color=color, alpha=0.2, linewidth=0)
+            late += [values[:, epochs // 10 :].min(), values[:, epochs // 10 :].max()]
+        margin = 0.06 * (max(late) - min(late)) + 1e-6
+        ax.set(xlabel="epoch", ylabel=ylabel, ylim=(min(late) - margin, max(late) + margin))
+        ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+        ax.grid(alpha=0.25)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), ncols=2, **plots.LEGEND)
     caption = "Validation loss and accuracy; of several seeds the mean, and a band from lowest to highest."
-    return drawn(validation_curves(results, results[0].images.name), caption)
+    return drawn(fig, caption)
 
 
 def curves(result):

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 
 import data
-import plots
 import run
 from studies.output import aligned, difference, percent
 from studies.statistics import bootstrap, correct, mcnemar, paired_test, verdict
@@ -106,19 +105,16 @@ def read_run(path):
     return finished
 
 
-def network(metrics):
-    """784-256-128-10; of a hybrid, that of its CNN + that of its MLP; "-" of a model without such sizes."""
-    return " + ".join(re.findall(r"\d+(?:-\d+)+", metrics["model"])) or "-"
-
-
 def label_of(finished, number):
     """The model, named as in plots.MODEL_COLORS; the larger the number, the more to tell it from others."""
-    name, metrics = finished.metrics["model"], finished.metrics
+    name = finished.metrics["model"]
+    sizes = " + ".join(re.findall(r"\d+(?:-\d+)+", name))
     if " + NumPy MLP" in name:
-        joint = metrics["settings"].get("training") == "joint"
+        joint = finished.metrics["settings"].get("training") == "joint"
         name = "CNN + NumPy MLP, trained jointly" if joint else "CNN features + NumPy MLP"
-    name = re.sub(r"(^| )\d+(-\d+)+", "", name).strip() or name
-    return name + ("", f" {network(metrics)}", f" ({finished.path.name})", f" ({finished.path})")[number]
+    name = re.sub(r"(^| )\d+(-\d+)+", "", name)
+    more = ("", sizes, f"({finished.path.name})", f"({finished.path})")[number]
+    return f"{name} {more}".strip()
 
 
 def p_value(p):
@@ -172,28 +168,6 @@ def rows_of(comparisons):
         counts = [f"{c['only_first']:,}", f"{c['only_second']:,}", p_value(c["p_mcnemar"])]
         rows.append([c["first"], c["second"], *paired, *counts])
     return rows
-
-
-def curves(runs, title):
-    """Validation loss and accuracy by epoch: the mean over the seeds, a band from lowest to highest."""
-    fig, axes = plots.figure(f"Validation loss and accuracy by epoch\n{title}", 9, 4.2, ncols=2)
-    panels = ("val_loss", 1, "validation loss"), ("val_accuracy", 100, "validation accuracy (%)")
-    for ax, (column, factor, ylabel) in zip(axes[0], panels, strict=True):
-        late = []  # after the first tenth; sets the range
-        for number, result in enumerate(runs):
-            histories = [history[column] for history in result.histories.values()]
-            epochs = min(map(len, histories))
-            values = factor * np.array([history[:epochs] for history in histories])  # (seeds, epochs)
-            x, color = np.arange(1, epochs + 1), plots.SERIES[number % len(plots.SERIES)]
-            ax.plot(x, values.mean(axis=0), "o-" if epochs == 1 else "-", color=color, label=result.label)
-            ax.fill_between(x, values.min(axis=0), values.max(axis=0), color=color, alpha=0.2, linewidth=0)
-            late += [values[:, epochs // 10 :].min(), values[:, epochs // 10 :].max()]
-        margin = 0.06 * (max(late) - min(late)) + 1e-6
-        ax.set(xlabel="epoch", ylabel=ylabel, ylim=(min(late) - margin, max(late) + margin))
-        ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-        ax.grid(alpha=0.25)
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), ncols=2, **plots.LEGEND)
-    return fig
 
 
 def main(paths):

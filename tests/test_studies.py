@@ -401,7 +401,6 @@ def test_committed_runs_are_read_and_compared(real_folder, monkeypatch, capsys):
     runs = first, second = finished.read_runs(paths[:2])
     assert (first.label, second.label) == ("CNN", "CNN features + NumPy MLP")
     assert list(first.folders) == [0, 1, 2, 3, 4]
-    assert finished.network(second.metrics) == "24-48-96-96-192 + 1728-256-128-10"
     assert len(first.histories[3]["epoch"]) == 24
     y = first.images.test.y
     for seed, accuracy in first.accuracies.items():
