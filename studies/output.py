@@ -160,21 +160,21 @@ def draw(summary):
     lowest = max(values.mean() for values in rows.values()) - RANGE
     dots(axes[0, 0], rows, colors, "{:.2f}", lowest)
     axes[0, 0].set_xlabel("test accuracy (%): seeds, mean, 95 % interval", fontsize=9)
-    for number, (name, color) in enumerate(zip(rows, colors, strict=True)) if tests else ():
-        if name in tests and rows[name].mean() >= lowest:
-            difference_at(axes[0, 1], number, tests[name], color)
     if tests:
+        for number, (name, color) in enumerate(zip(rows, colors, strict=True)):
+            if name in tests and rows[name].mean() >= lowest:
+                difference_at(axes[0, 1], number, tests[name], color)
         axes[0, 1].axvline(0, color="black", linewidth=0.8)
         axes[0, 1].set_xlabel("difference (points), 95 % interval; filled: differs", fontsize=9)
         axes[0, 1].grid(axis="x", alpha=0.25)
     return fig
 
 
-def difference_at(ax, y, test, color, **style):
+def difference_at(ax, y, test, color):
     """Draw the difference of a test with its 95 % interval, filled where the two differ."""
     fill = color if test["verdict"].startswith("differs") else "white"
-    style = {"color": color, "markerfacecolor": fill, "markersize": 6, "capsize": 3} | style
-    ax.errorbar(test["points"], y, xerr=test["high"] - test["points"], fmt="o", **style)
+    style = {"fmt": "o", "color": color, "markerfacecolor": fill, "markersize": 6, "capsize": 3}
+    ax.errorbar(test["points"], y, xerr=test["high"] - test["points"], **style)
 
 
 def dots(ax, rows, colors, template, lowest=-np.inf):

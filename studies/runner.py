@@ -29,7 +29,6 @@ from studies.study import learning_rate_of, script_of
 RESULTS = ("val_accuracy", "test_accuracy", "test_loss", "test_ece", "parameters", "seconds")
 FULL_SPLIT = 48_000  # training images for which the studies' numbers of images are meant
 RESERVED = ("learning_rates", "script", "group", "from_backbone", "seeds")  # of a variant: not settings
-WITH_HEAD = ("hybrid", "transfer")  # scripts that may train a head, for head_epochs
 COLUMNS = ["variant", "stage", "seed", "learning_rate", "epochs", "parameters", "val_accuracy"]
 COLUMNS += ["test_accuracy", "test_loss", "test_ece", "train_eval_accuracy", "seconds", "message", "correct"]
 QUIET = {"figures": False, "save_weights": False, "tta": "none"}  # settings of all runs
@@ -99,13 +98,8 @@ def execute(job, folder):
             run.write(weights_of(job, folder), Path(result.folder, "backbone.safetensors").read_bytes())
     row, history = {name: result.metrics[name] for name in RESULTS}, result.history
     row |= {"epochs": len(history["epoch"]), "train_eval_accuracy": history["train_eval_accuracy"][-1]}
-    row["correct"] = packed(result.logits["test"].argmax(axis=1) == images.test.y)
-    return job, row | {"history": history}
-
-
-def packed(correct):
-    """Which test images are right, booleans (N,), as a text: base64 of np.packbits."""
-    return base64.b64encode(np.packbits(correct)).decode()
+    correct = result.logits["test"].argmax(axis=1) == images.test.y  # booleans (N,)
+    return job, row | {"correct": base64.b64encode(np.packbits(correct)).decode()}
 
 
 def weights_of(job, folder):
@@ -202,7 +196,7 @@ def variants_of(study, options):
 
 def epochs_of(script, options):
     """The settings by which --epochs and --quick change the epochs of a script."""
-    names = ("epochs", "head_epochs") if script in WITH_HEAD else ("epochs",)
+    names = ("epochs", "head_epochs") if script in ("hybrid", "transfer") else ("epochs",)
     epochs = options.epochs or (1 if options.quick else 0)
     return dict.fromkeys(names, epochs) if epochs else {}
 

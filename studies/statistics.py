@@ -97,14 +97,14 @@ def verdict(test):
     return f"equal within {MARGIN:g}" if within else "undecided"
 
 
-def bootstrap(correct, correct_other, samples=2000, seed=0):
+def bootstrap(correct, correct_other, samples=2000):
     """(low, high): the 95 % interval of a difference in accuracy, in points, over images and seeds.
 
     correct, correct_other: booleans (seeds, N), the same images. Both are drawn with replacement: the images
     for both methods together, the seeds of each by themselves: the pigeonhole bootstrap (Owen 2007), whose
     intervals are rather too wide.
     """
-    rng, n, points = np.random.default_rng(seed), correct.shape[1], []
+    rng, n, points = np.random.default_rng(0), correct.shape[1], []
     for _ in range(samples):
         weights = rng.multinomial(n, np.full(n, 1 / n)) / n  # how often each image is drawn
         means = [
