@@ -128,9 +128,9 @@ def curves(result):
     """The training curves of a run; of a frozen hybrid those of its CNN as well."""
     s, model, seeds = result.metrics["settings"], result.metrics["model"], seeds_of(result)
     place = f"on {result.images.name}, {seeds}"
-    augmented = bool(s.get("flip") or s.get("shift") or s.get("erase"))
-    changes = {"augmented": augmented, "smoothing": s.get("label_smoothing", 0)}
-    changes |= {"trained_on_val": s.get("train_on_val", False), "loss": s.get("loss", "softmax")}
+    augmented = any(s.get(name) for name in ("flip", "shift", "erase", "rotate", "translate"))
+    changes = {"augmented": augmented, "smoothing": s["label_smoothing"]}
+    changes |= {"trained_on_val": s["train_on_val"], "loss": s.get("loss", "softmax")}
     caption, pictures = f"Loss and accuracy by epoch, {seeds}.", []
     paths = {seed: folder / "cnn_history.csv" for seed, folder in result.folders.items()}
     if all(path.exists() for path in paths.values()):
@@ -192,7 +192,7 @@ def reliability(result):
     """The reliability diagram of the first seed, before and after temperature scaling."""
     m, y, p = result.metrics, result.images.test.y, result.probabilities[result.first]
     bins = {"before": run.calibration(y, p)}
-    if "temperature" in m and m["settings"].get("loss", "softmax") != "sigmoid":
+    if m["settings"].get("loss", "softmax") != "sigmoid":
         scaled = p ** (1 / m["temperature"])  # softmax(logits / T), up to a factor in each row
         bins["after"] = run.calibration(y, scaled / scaled.sum(axis=1, keepdims=True))
     title = plots.run_title(m["model"], result.images.name, result.first)

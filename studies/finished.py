@@ -17,7 +17,7 @@ import numpy as np
 import data
 import run
 from studies.output import aligned, difference, percent
-from studies.statistics import bootstrap, correct, mcnemar, paired_test, verdict
+from studies.statistics import bootstrap, correct, mcnemar, paired_test, with_verdicts
 
 HEADER = ["first", "second", "seeds", "difference (points)", "verdict", "interval over seeds and images"]
 HEADER += ["only first right", "only second right", "p, McNemar"]
@@ -152,9 +152,8 @@ def compare(runs):
             low, high = bootstrap(*(np.stack([side[seed] for seed in common]) for side in right))
             comparison |= paired_test(differences) | {"low_images": low, "high_images": high}
         comparisons.append(comparison)
-    correct(comparisons, "p", "p_holm")
     correct(comparisons, "p_mcnemar", "p_mcnemar")
-    return [c | ({"verdict": verdict(c)} if "p" in c else {}) for c in comparisons]
+    return with_verdicts(comparisons)
 
 
 def rows_of(comparisons):

@@ -185,10 +185,8 @@ def draw(heads, tests, title):
         axes[1, 0].plot(points, np.full(len(points), number), "o", color=plots.RIGHT, alpha=0.3)
         output.difference_at(axes[1, 0], number, test, plots.RIGHT)
     names = [f"{test['variant']} vs\n{test['against']}" for test in tests]
-    axes[1, 0].set_yticks(range(len(names)), names, fontsize=9)
-    axes[1, 0].set_ylim(len(names) - 0.5, -0.5)
+    output.name_rows(axes[1, 0], names)
     axes[1, 0].axvline(0, color="black", linewidth=0.8)
-    axes[1, 0].grid(axis="x", alpha=0.25)
     axes[0, 0].set_xlabel("test accuracy (%); half: of the training images for the CNN")
     axes[1, 0].set_xlabel("difference (points): seeds, mean, 95 % interval; filled: differs")
     return fig

@@ -192,8 +192,13 @@ def dots(ax, rows, colors, template, lowest=-np.inf):
         ax.errorbar(values.mean(), number, xerr=interval(values), **style)
     means = np.array([[values.mean() if np.ptp(values) < RANGE else np.nan] for values in rows.values()])
     plots.numbers_beside(ax, means, template, ["black"])
-    ax.set_yticks(range(len(rows)), rows, fontsize=9)
-    ax.set_ylim(len(rows) - 0.5, -0.5)
+    name_rows(ax, rows)
+
+
+def name_rows(ax, names):
+    """Make room for a row for each of the names, from the top down."""
+    ax.set_yticks(range(len(names)), names, fontsize=9)
+    ax.set_ylim(len(names) - 0.5, -0.5)
     ax.grid(axis="x", alpha=0.25)
 
 

@@ -14,8 +14,8 @@ from scipy import stats
 
 import plots
 import run
-from studies.output import difference, difference_at, markdown
-from studies.statistics import compare, correct, t_test, verdict
+from studies.output import difference, difference_at, markdown, name_rows
+from studies.statistics import compare, t_test, with_verdicts
 
 PUBLISHED = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 SPLITS = {"train_eval": "training", "val": "validation", "test": "test"}
@@ -134,10 +134,8 @@ def claims():
             rows.append(
                 SimpleNamespace(text=text, split=c["split"], published=c["published"], ours=ours, tuned=best)
             )
-    for tests in ([row.ours for row in rows], [row.tuned for row in rows if row.tuned]):
-        correct(tests, "p", "p_holm")
-        for test in tests:
-            test["verdict"] = verdict(test)
+    with_verdicts([row.ours for row in rows])
+    with_verdicts([row.tuned for row in rows if row.tuned])
     return rows
 
 
@@ -166,9 +164,7 @@ def draw_claims():
                 difference_at(ax, place + 0.15, row.tuned, plots.SERIES[1])
             ax.plot(row.published, place - 0.15, "D", markerfacecolor="none", color="black", markersize=7)
         ax.axvline(0, color="black", linewidth=0.8)
-        ax.set_yticks(range(len(rows)), [row.text for row in rows], fontsize=9)
-        ax.set_ylim(len(rows) - 0.5, -0.5)
-        ax.grid(axis="x", alpha=0.25)
+        name_rows(ax, [row.text for row in rows])
     axes[1, 0].set_xlabel("difference in accuracy (points)")
     names = {"published, one run": ("D", "black"), "ours as made, 95 % interval": ("o", plots.SERIES[0])}
     names["ours, tuned"] = "o", plots.SERIES[1]
@@ -194,10 +190,8 @@ def draw_why(network):
             f"{statistics.fmean(values):.2f}", (max(values), place), (6, -4), textcoords="offset points"
         )
     ax.axvline(published, color="black", linewidth=0.8, linestyle=":", label=f"published: {published:.2f}")
-    ax.set_yticks(range(len(results)), results, fontsize=9)
-    ax.set_ylim(len(results) - 0.5, -0.5)
+    name_rows(ax, results)
     ax.set_xlabel("test accuracy (%), a dot for each seed")
     ax.margins(x=0.12)
-    ax.grid(axis="x", alpha=0.25)
     fig.legend(**plots.LEGEND)
     return fig

@@ -83,10 +83,16 @@ def compare(accuracies, pairs):
         else:
             test = paired_test(differences)
         tests[pair] = {"variant": pair[0], "against": pair[1], "seeds": len(common)} | test
-    correct(tests.values(), "p", "p_holm")
-    for test in tests.values():
-        test["verdict"] = verdict(test)
-    return list(tests.values()), spread
+    return with_verdicts(list(tests.values())), spread
+
+
+def with_verdicts(tests):
+    """The dicts `tests`; those with a "p" get "p_holm", corrected for their number, and a "verdict"."""
+    correct(tests, "p", "p_holm")
+    for test in tests:
+        if "p" in test:
+            test["verdict"] = verdict(test)
+    return tests
 
 
 def verdict(test):
