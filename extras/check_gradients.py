@@ -124,13 +124,8 @@ def check_layer(make_layer, rng, autograd=True):
     def torch_value(leaves):
         return (torch.tensor(dout) * TORCH[part(layer)](layer, leaves, leaves["x"])).sum()
 
-    return errors(
-        arrays,
-        lambda: np.vdot(dout, forward()),
-        analytic,
-        torch_value,
-        {part(layer)} if autograd else {"none"},
-    )
+    parts = {part(layer)} if autograd else {"none"}
+    return errors(arrays, lambda: np.vdot(dout, forward()), analytic, torch_value, parts)
 
 
 def check_loss(name, rng):

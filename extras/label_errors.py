@@ -86,19 +86,16 @@ def main(argv=None):
     splits = np.repeat(["train", "test"], [len(train.y), len(test.y)])
     margin, other = margins(p, y)
     chosen = np.argsort(margin, kind="stable")[: s.strongest]
-    table = [
-        [splits[i], indices[i], images.classes[y[i]], p[i, y[i]], images.classes[other[i]], p[i, other[i]]]
-        for i in chosen
-    ]
+    table, classes = [], images.classes
+    for i in chosen:
+        table.append([splits[i], indices[i], classes[y[i]], p[i, y[i]], classes[other[i]], p[i, other[i]]])
     title = f"The {len(chosen)} labels that are contradicted most, {images.name}"
-    figure = plots.gallery(images.as_shown(X), y, p, images.classes, chosen, title)
+    figure = plots.gallery(images.as_shown(X), y, p, classes, chosen, title)
+    X, y = np.concatenate([train.X, val.X]), np.concatenate([train.y, val.y])
     results = {
         "contradicted": {name: int(np.sum(margin[splits == name] < -LARGE)) for name in ("train", "test")},
         "judged": {name: int(np.sum(splits == name)) for name in ("train", "test")},
-        "duplicates": count_duplicates(
-            *(np.concatenate([getattr(split, name) for split in (train, val)]) for name in "Xy"),
-            *(test.X, test.y, s.near),
-        ),
+        "duplicates": count_duplicates(X, y, test.X, test.y, s.near),
     }
     print(json.dumps(results, indent=2))
     results |= {"settings": vars(s), "command": run.command_line(), **run.environment()}

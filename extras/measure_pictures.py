@@ -117,21 +117,17 @@ def measure_made(s, network, folder):
     X, y = test.X[rows], test.y[rows]
     logits = predict.logits_of(network, test.X)
     p = network.probabilities(logits / network.temperature)
-    pictures = {
-        f"all {len(p):,} test images": accuracy(p, test.y),
-        f"these {len(y)} images": accuracy(p[rows], y),
-    }
+    pictures = {f"all {len(p):,} test images": accuracy(p, test.y)}
+    pictures[f"these {len(y)} images"] = accuracy(p[rows], y)
     for change in tqdm(CHANGES, "kinds", leave=False, disable=None):
         with tempfile.TemporaryDirectory() as place:
             paths = [write_picture(place, i, x, change, s.seed) for i, x in enumerate(X)]
             predictions = [predict.classify(path, network) for path in paths]
             whole = np.stack([garment.whole(path).image for path in paths])
-        right = [p.label == images.classes[label] for p, label in zip(predictions, y, strict=True)]
-        shares = {
-            "right": float(np.mean(right)),
-            "warned": float(np.mean([bool(p.warning) for p in predictions])),
-        }
-        pictures[change] = shares | {"as_it_comes": run.accuracy(predict.logits_of(network, whole), y)}
+        right = np.mean([p.label == images.classes[label] for p, label in zip(predictions, y, strict=True)])
+        pictures[change] = {"right": float(right)}
+        pictures[change]["warned"] = float(np.mean([bool(p.warning) for p in predictions]))
+        pictures[change]["as_it_comes"] = run.accuracy(predict.logits_of(network, whole), y)
         print(f"{change:<24}", *(f"{name} {share:.1%} " for name, share in pictures[change].items()))
     shown = predictions[: predict.SHOWN]
     folder.save({"contact_sheet.png": predict.contact_sheet(shown, [Path(p.picture).name for p in shown])})

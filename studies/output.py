@@ -119,10 +119,8 @@ def section(summary):
     question, note = (study.question, study.note) if study else (summary["question"], summary["note"])
     rows, claims = tables(summary)
     cost = f"{summary['runs']} runs, {summary['run_seconds'] / 60:.0f} minutes of one core"
-    spread = spread_text(summary["spread"])
-    command = (
-        f"`{summary['command']}`. {caption(summary)}. {cost} ({summary['machine']['processor']}).{spread}"
-    )
+    processor, spread = summary["machine"]["processor"], spread_text(summary["spread"])
+    command = f"`{summary['command']}`. {caption(summary)}. {cost} ({processor}).{spread}"
     parts = [f"## {name}\n", f"{question} {note}".strip() + "\n", command + "\n", markdown(HEADER, rows)]
     parts += [f"![{question}]({name}/{name}.png)\n", *([markdown(CLAIMS, claims)] if claims else [])]
     return "\n".join(parts)

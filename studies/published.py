@@ -87,9 +87,8 @@ def figures_table():
         for split, published in figures.items():
             row = [title(network), ", ".join(f"{value:.2f}" for value in published), SPLITS[split]]
             rows.append(row + compared(results, network, split, published[0]))
-    return markdown(
-        ["network", "published", "of", "seeds", "ours", "95 % prediction interval", "published is"], rows
-    )
+    header = ["network", "published", "of", "seeds", "ours", "95 % prediction interval", "published is"]
+    return markdown(header, rows)
 
 
 def projects():
@@ -114,9 +113,8 @@ def claim(results, pair, split):
     tests, pooled = compare(accuracies, [(first, second)]) if second in alike else ([], None)
     if tests and pooled and pooled["df"] >= FEW:
         return tests[0]
-    values, spreads = zip(
-        *((points(results[n], split), spread(results, n, split)) for n in pair), strict=True
-    )
+    values = [points(results[name], split) for name in pair]
+    spreads = [spread(results, name, split) for name in pair]
     variances = [std**2 / len(v) for (std, _), v in zip(spreads, values, strict=True)]
     df = spreads[0][1]  # the same for both, or that of Welch and Satterthwaite
     if spreads[0] != spreads[1]:
@@ -125,15 +123,13 @@ def claim(results, pair, split):
 
 
 def claims():
-    """[namespace of text, published, ours, tuned], with tests as `claim` makes them, and verdicts."""
+    """Namespaces of text, pair, split, published, ours, tuned: tests as `claim` makes them, with verdicts."""
     as_made, tuned, rows = results_of("as_made"), results_of("tuned"), []
     for text, c in PUBLISHED["claims"].items():
         ours, pair = claim(as_made, c["pair"], c["split"]), [TUNED.get(name, name) for name in c["pair"]]
         if ours:
             best = claim(tuned, pair, c["split"]) if pair[0] != pair[1] else None
-            rows.append(
-                SimpleNamespace(text=text, split=c["split"], published=c["published"], ours=ours, tuned=best)
-            )
+            rows.append(SimpleNamespace(text=text, ours=ours, tuned=best, **c))
     with_verdicts([row.ours for row in rows])
     with_verdicts([row.tuned for row in rows if row.tuned])
     return rows
@@ -153,10 +149,8 @@ def draw_claims():
     rows = sorted(claims(), key=lambda row: -row.published)
     large = [row for row in rows if max(abs(row.published), abs(row.ours["points"])) > 2]
     small = [row for row in rows if row not in large]
-    heights = [len(large), len(small)]
-    fig, axes = plots.figure(
-        "What the projects claim, and what their networks give here", 9, 9, nrows=2, height_ratios=heights
-    )
+    heading = "What the projects claim, and what their networks give here"
+    fig, axes = plots.figure(heading, 9, 9, nrows=2, height_ratios=(len(large), len(small)))
     for ax, rows in zip(axes[:, 0], (large, small), strict=True):
         for place, row in enumerate(rows):
             difference_at(ax, place - 0.15, row.ours, plots.SERIES[0])
@@ -169,26 +163,23 @@ def draw_claims():
     names = {"published, one run": ("D", "black"), "ours as made, 95 % interval": ("o", plots.SERIES[0])}
     names["ours, tuned"] = "o", plots.SERIES[1]
     for name, (marker, color) in names.items():
-        axes[0, 0].plot(
-            [], [], marker, color=color, markerfacecolor="none" if marker == "D" else color, label=name
-        )
+        fill = "none" if marker == "D" else color
+        axes[0, 0].plot([], [], marker, color=color, markerfacecolor=fill, label=name)
     fig.legend(*axes[0, 0].get_legend_handles_labels(), ncols=3, **plots.LEGEND)
     return fig
 
 
 def draw_why(network):
     """The Figure of one chain of the study why: test accuracy after each change, and the published one."""
-    results = {
-        name.split(": ")[1]: r for name, r in results_of("why").items() if name.split(": ")[0] == network
-    }
+    start, results = f"{network}: ", results_of("why")
+    results = {name.removeprefix(start): r for name, r in results.items() if name.startswith(start)}
     fig, axes = plots.figure(f"{network}: one change after the other", 9, 0.9 + 0.4 * len(results))
     ax, published = axes[0, 0], PUBLISHED["figures"][network]["test"][0]
     for place, result in enumerate(results.values()):
         values = points(result, "test")
         ax.plot(values, np.full(len(values), place), "o", color=plots.SERIES[0], alpha=0.5)
-        ax.annotate(
-            f"{statistics.fmean(values):.2f}", (max(values), place), (6, -4), textcoords="offset points"
-        )
+        mean = f"{statistics.fmean(values):.2f}"
+        ax.annotate(mean, (max(values), place), (6, -4), textcoords="offset points")
     ax.axvline(published, color="black", linewidth=0.8, linestyle=":", label=f"published: {published:.2f}")
     name_rows(ax, results)
     ax.set_xlabel("test accuracy (%), a dot for each seed")

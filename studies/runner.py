@@ -172,11 +172,10 @@ def variants_of(study, options):
     label, stage, script, changes, group, from_backbone, seeds; learning_rates: those to choose from, or
     (None,) for that of the settings.
     """
-    variants = []
-    backbone = (
-        {"backbone": study.backbone | {"script": "cnn", "learning_rates": ()}} if study.backbone else {}
-    )
-    for label, given in (backbone | study.variants).items():
+    variants, described = [], study.variants
+    if study.backbone:
+        described = {"backbone": study.backbone | {"script": "cnn", "learning_rates": ()}} | described
+    for label, given in described.items():
         script, own = given.get("script", study.script), {k: v for k, v in given.items() if k not in RESERVED}
         fixed = {} if label == "backbone" else study.fixed
         changes = fixed | own | (epochs_of(script, options) if study.x != "seconds" else {})
