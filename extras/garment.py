@@ -240,7 +240,7 @@ def bounds(mask):
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
-def scale_and_center(brightness, shape=(28, 28)):
+def scale_and_center(brightness, shape):
     """Brightness (H, W) of a garment on 0 as an image of that shape in [0, 1]: sharpened, centered."""
     scale = min(shape[0] / brightness.shape[0], shape[1] / brightness.shape[1])  # 28 / longest edge
     height, width = (max(1, round(scale * length)) for length in brightness.shape)

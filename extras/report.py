@@ -95,11 +95,6 @@ def metrics_table(results, columns, caption):
     return Table(caption, ["model", *columns], rows)
 
 
-def comparison_table(comparisons):
-    caption = "Differences in test accuracy, first minus second, with 95 % intervals"
-    return Table(caption, finished.HEADER, finished.rows_of(comparisons))
-
-
 def all_curves(results):
     """The validation curves of several runs in one figure."""
     title = f"Validation loss and accuracy by epoch\n{results[0].images.name}"

@@ -132,21 +132,21 @@ def compare(runs):
     "first", "second": labels. "points", "low", "high", "p", "p_holm", "verdict": the paired t test over the
     "seeds" that both have; "low_images", "high_images": the bootstrap's interval over these seeds and the
     images; where they are fewer than two, only "points". "only_first", "only_second", "p_mcnemar": McNemar's
-    test, image by image, of the first common seed, or else of both first ones: "mcnemar_seeds". p_holm and
-    p_mcnemar are corrected (Holm).
+    test, image by image, of the first common seed, or else of both first ones. p_holm and p_mcnemar are
+    corrected (Holm).
     """
     comparisons = []
     for first, second in itertools.combinations(runs, 2):
         if not same_test_images(first, second):
             continue
         common = [seed for seed in first.folders if seed in second.folders]
-        a, b = seeds = (common[0], common[0]) if common else (first.first, second.first)
+        a, b = (common[0], common[0]) if common else (first.first, second.first)
         y = first.images.test.y
         right = [{seed: classes == y for seed, classes in side.predicted.items()} for side in (first, second)]
         only_first, only_second, p = mcnemar(right[0][a], right[1][b])
         comparison = {"first": first.label, "second": second.label, "seeds": len(common)}
         comparison |= {"only_first": only_first, "only_second": only_second, "p_mcnemar": p}
-        comparison |= {"mcnemar_seeds": seeds, "points": 100 * (first.accuracies[a] - second.accuracies[b])}
+        comparison["points"] = 100 * (first.accuracies[a] - second.accuracies[b])
         if len(common) > 1:
             differences = [100 * (first.accuracies[seed] - second.accuracies[seed]) for seed in common]
             low, high = bootstrap(*(np.stack([side[seed] for seed in common]) for side in right))

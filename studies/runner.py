@@ -239,17 +239,18 @@ class Comparison:
 
     def rows(self, stage, cells):
         """A row of runs.csv for each of the cells (variant, learning rate, seed) that is finished."""
-        jobs, rows = [self.job(*cell) for cell in cells], []
-        for (variant, _, seed), job in zip(cells, jobs, strict=True):
-            place = stage if stage == "tuning" else variant.stage
+        rows, missing = [], []
+        for variant, rate, seed in cells:
+            job, place = self.job(variant, rate, seed), stage if stage == "tuning" else variant.stage
             row = {"variant": variant.label, "stage": place, "seed": seed, "learning_rate": job.learning_rate}
-            rows.append(row | self.known.get(key_of(row), {}))
-        missing = [(row, job) for row, job in zip(rows, jobs, strict=True) if key_of(row) not in self.known]
+            known = self.known.get(key_of(row))
+            rows.append(row | (known or {}))
+            if not known:
+                missing.append((rows[-1], job))
         results = self.runner.rows([job for _, job in missing])
-        for row, job in missing:
-            row |= results.get(job.key, {})
-            for name in [name for name in row if stage == "tuning" and ("test" in name or name == "correct")]:
-                del row[name]  # nobody chooses by test results
+        hidden = ("test_accuracy", "test_loss", "test_ece", "correct") if stage == "tuning" else ()
+        for row, job in missing:  # nobody chooses by test results
+            row |= {name: value for name, value in results.get(job.key, {}).items() if name not in hidden}
         return [row for row in rows if "seconds" in row or "message" in row]
 
 
