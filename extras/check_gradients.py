@@ -409,13 +409,15 @@ def main(argv=None):
         sys.exit(not check_file(s.file, s.tolerance))
     verdicts = []
     print(f"{'largest relative error of the gradient of':<44}{'differences':>13}{'autograd':>13}")
-    for name in [s.layer] if s.layer else checks():
+    names = [s.layer] if s.layer else checks()
+    for name in names:
         for array, pair in layer_errors(name, s.seed).items():
             verdicts.append(show(f"{name:<18} {array}", pair, s.tolerance))
     if not s.layer:
         networks = dict(network_errors(s.seed))
-        for name in networks if s.all else ():
-            show(name, networks[name], s.tolerance)
+        if s.all:
+            for name, pair in networks.items():
+                show(name, pair, s.tolerance)
         verdicts.append(show(f"{len(networks)} whole networks", worst(networks.values()), s.tolerance))
     if any(verdicts):
         sys.exit(1)

@@ -175,7 +175,7 @@ def summarize(groups, known, right, warned):
     return summary
 
 
-def percent(s):
+def share_text(s):
     """81 % (69 to 89), of a `share`."""
     if not s["number"]:
         return "-"
@@ -184,8 +184,10 @@ def percent(s):
 
 def table(summary):
     """A Markdown table of `summarize`."""
-    names = ("right", "warned_wrong", "warned_right", "right_not_warned")
-    rows = [[group, row["number"], *(percent(row[name]) for name in names)] for group, row in summary.items()]
+    rows = []
+    for group, row in summary.items():
+        shares = (row[name] for name in ("right", "warned_wrong", "warned_right", "right_not_warned"))
+        rows.append([group, row["number"], *map(share_text, shares)])
     return markdown(COLUMNS, rows)
 
 

@@ -213,7 +213,8 @@ def main(argv):
     hybrid_train.check_settings(s)
     if s.backbone or s.resume or s.train_on_val:
         raise run.Error("heads: --backbone, --train-on-val, --resume: not here; the same command continues")
-    seeds = range(s.seed, s.seed + (2 if s.quick else s.seeds if s.seeds > 1 else 5))
+    num_seeds = s.seeds if s.seeds > 1 else 5
+    seeds = range(s.seed, s.seed + (2 if s.quick else num_seeds))
     folder = Path(s.output_dir or run.ROOT / f"runs/studies{'/quick' if s.quick else ''}/heads")
     folder.mkdir(parents=True, exist_ok=True)
     made_from, path = run.training_settings(s) | {"seeds": 0}, folder / "settings.json"

@@ -76,7 +76,9 @@ def compared(results, network, split, published):
         return ["0", "-", "-", "not run"]
     values, (mean, half) = points(results[network], split), predicted(results, network, split)
     std = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    verdict = "reproduced" if abs(published - mean) <= half else "higher" if published > mean else "lower"
+    verdict = "higher" if published > mean else "lower"
+    if abs(published - mean) <= half:
+        verdict = "reproduced"
     return [len(values), f"{mean:.2f}{std}", f"{mean - half:.2f} to {mean + half:.2f}", verdict]
 
 
