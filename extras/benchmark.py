@@ -73,7 +73,7 @@ def interleave(calls, rounds):
 def compare(seconds):
     """({name: median over the rounds of ours / theirs}, {name: [lowest, highest]}) of interleaved seconds."""
     ratios, spread = {}, {}
-    for name in seconds.keys() - {"ours"}:
+    for name in [name for name in seconds if name != "ours"]:
         rounds = [a / b for a, b in zip(seconds["ours"], seconds[name], strict=True)]
         ratios[name], spread[name] = median(rounds), [min(rounds), max(rounds)]
     return ratios, spread
