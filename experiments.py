@@ -51,15 +51,6 @@ def listing():
     return f"{__doc__}\n{table}\n--help lists the flags"
 
 
-def select(names):
-    """The studies of these names. Raises run.Error."""
-    for name in names:
-        if name not in STUDIES:
-            near = run.did_you_mean(name.replace("-", "_"), [*STUDIES, *COMMANDS, "sweep"])
-            raise run.Error(f"{name}: no such study{near}; python experiments.py lists them")
-    return [STUDIES[name] for name in dict.fromkeys(names)]
-
-
 def values_of(script, flag, name="", *texts):
     """(setting, values) of the words after --vary or --set; a tuple is 128-64 or none. Raises run.Error."""
     name = name.replace("-", "_").lower()
@@ -71,8 +62,10 @@ def values_of(script, flag, name="", *texts):
             raise run.Error(f"{flag} {name} {text}: not a value of this setting, such as {default}") from None
         script_of(script).settings(**{name: value})  # raises for unknown settings and values
         values.append(value)
-    if len(set(values)) < 2 if flag == "--vary" else len(values) != 1:
-        raise run.Error(f"{flag} {name}: give {'two values or more' if flag == '--vary' else 'one value'}")
+    if flag == "--vary" and len(set(values)) < 2:
+        raise run.Error(f"--vary {name}: give two values or more")
+    if flag == "--set" and len(values) != 1:
+        raise run.Error(f"--set {name}: give one value")
     return name, values
 
 
@@ -107,7 +100,13 @@ def studies_of(argv):
         return [sweep(names[1:], given.vary, given.set, s.plain)], s
     if given.vary or given.set or s.plain:
         raise run.Error("--vary, --set, --plain: only for sweep, as in sweep mlp --vary dropout 0 0.2 0.4")
-    return list(STUDIES.values()) if s.all else select(names), s
+    if s.all:
+        return list(STUDIES.values()), s
+    for name in names:
+        if name not in STUDIES:
+            near = run.did_you_mean(name.replace("-", "_"), [*STUDIES, *COMMANDS, "sweep"])
+            raise run.Error(f"{name}: no such study{near}; python experiments.py lists them")
+    return [STUDIES[name] for name in dict.fromkeys(names)], s
 
 
 def main(argv=None):

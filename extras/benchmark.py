@@ -49,6 +49,7 @@ NAMES = {
     "torch_reference": "the same with the MLP in PyTorch, fused Adam",
 }
 TARGETS = {"torch_fused": 0.75, "torch_tutorial": 0.42, "scikit_learn": 0.50, "torch_reference": 1.05}
+TARGETS["tutorial"] = 3.0  # of the speedup; the others are of times, ours / theirs
 
 HIDDEN, BATCH_SIZE = (256, 128), 128
 PLAIN = {"optimizer": "adam", "norm": "none", "normalize": "none", "flip": False, "dropout": 0.0}
@@ -72,7 +73,7 @@ def interleave(calls, rounds):
 def compare(seconds):
     """({name: median over the rounds of ours / theirs}, {name: [lowest, highest]}) of interleaved seconds."""
     ratios, spread = {}, {}
-    for name in seconds.keys() - {"ours"}:
+    for name in [name for name in seconds if name != "ours"]:
         rounds = [a / b for a, b in zip(seconds["ours"], seconds[name], strict=True)]
         ratios[name], spread[name] = median(rounds), [min(rounds), max(rounds)]
     return ratios, spread
@@ -226,8 +227,7 @@ def measure_cnn(images, s):
     results = measure({"ours": epoch, "tutorial": tutorial(images)}, s.rounds, n)
     results["speedup"] = {"tutorial": 1 / results.pop("ratios")["tutorial"]}
     results["spread"] = {"tutorial": [1 / ratio for ratio in reversed(results["spread"]["tutorial"])]}
-    results |= {"network": dashes(*settings.channels), "precision": precision, "images": n}
-    return results | {"targets": {"tutorial": 3.0}}
+    return results | {"network": dashes(*settings.channels), "precision": precision, "images": n}
 
 
 def torch_head(sizes, learning_rate):

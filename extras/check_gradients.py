@@ -124,13 +124,8 @@ def check_layer(make_layer, rng, autograd=True):
     def torch_value(leaves):
         return (torch.tensor(dout) * TORCH[part(layer)](layer, leaves, leaves["x"])).sum()
 
-    return errors(
-        arrays,
-        lambda: np.vdot(dout, forward()),
-        analytic,
-        torch_value,
-        {part(layer)} if autograd else {"none"},
-    )
+    parts = {part(layer)} if autograd else {"none"}
+    return errors(arrays, lambda: np.vdot(dout, forward()), analytic, torch_value, parts)
 
 
 def check_loss(name, rng):
@@ -414,13 +409,15 @@ def main(argv=None):
         sys.exit(not check_file(s.file, s.tolerance))
     verdicts = []
     print(f"{'largest relative error of the gradient of':<44}{'differences':>13}{'autograd':>13}")
-    for name in [s.layer] if s.layer else checks():
+    names = [s.layer] if s.layer else checks()
+    for name in names:
         for array, pair in layer_errors(name, s.seed).items():
             verdicts.append(show(f"{name:<18} {array}", pair, s.tolerance))
     if not s.layer:
         networks = dict(network_errors(s.seed))
-        for name in networks if s.all else ():
-            show(name, networks[name], s.tolerance)
+        if s.all:
+            for name, pair in networks.items():
+                show(name, pair, s.tolerance)
         verdicts.append(show(f"{len(networks)} whole networks", worst(networks.values()), s.tolerance))
     if any(verdicts):
         sys.exit(1)

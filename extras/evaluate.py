@@ -28,17 +28,6 @@ OUTPUT_DIR: str = ""  # folder of the results, new or empty; "" makes runs/evalu
 LIMITS = {}
 
 
-def evaluate(network, loss, test):
-    """(metrics, probabilities {"before": (N, C), "after": temperature scaling}) of a predict.Network."""
-    logits = network.logits(test.X).astype(np.float64)
-    scales = {"before": 1.0, "after": network.temperature}
-    probabilities = {when: network.probabilities(logits / scale) for when, scale in scales.items()}
-    metrics = {"test_accuracy": run.accuracy(logits, test.y), "test_loss": loss(logits, test.y)[0]}
-    metrics["test_ece"] = run.calibration(test.y, probabilities["before"])[-1]
-    metrics["test_ece_calibrated"] = run.calibration(test.y, probabilities["after"])[-1]
-    return metrics | {"temperature": network.temperature}, probabilities
-
-
 def main(argv=None):
     """Returns the content of evaluation.json. Raises run.Error."""
     argv = sys.argv[1:] if argv is None else list(argv)
@@ -52,15 +41,17 @@ def main(argv=None):
     if (images.classes, images.image_shape) != (network.classes, network.shape):
         raise run.Error(f"{paths[0]}: was trained on {metadata['dataset']}, which --dataset has to name")
     loss, _ = mlp.LOSSES[metadata.get("loss", "softmax")]
-    metrics, p = evaluate(network, loss, images.test)
-    y, classes = images.test.y, images.classes
-    title = f"{network.name} on {images.name}"
+    y, classes, title = images.test.y, images.classes, f"{network.name} on {images.name}"
+    logits = network.logits(images.test.X).astype(np.float64)
+    p, calibrated = network.probabilities(logits), network.probabilities(logits / network.temperature)
+    bins = {"before": run.calibration(y, p), "after": run.calibration(y, calibrated)}
+    metrics = {"test_accuracy": run.accuracy(logits, y), "test_loss": loss(logits, y)[0]}
+    metrics |= {"test_ece": bins["before"][-1], "test_ece_calibrated": bins["after"][-1]}
+    metrics["temperature"] = network.temperature
     with run.RunFolder("evaluate", s) as folder:
-        bins = {when: run.calibration(y, values) for when, values in p.items()}
-        shown = images.as_shown(images.test.X)
-        files = plots.evaluation(shown, y, p["before"], classes, title, bins, p["after"])
-        counts = confusion_matrix(y, p["before"].argmax(axis=1), labels=range(len(classes)))
-        rows = [[name, *map(str, row)] for name, row in zip(classes, counts, strict=True)]
+        files = plots.evaluation(images.as_shown(images.test.X), y, p, classes, title, bins, calibrated)
+        counts = confusion_matrix(y, p.argmax(axis=1), labels=range(len(classes)))
+        rows = [[name, *row] for name, row in zip(classes, counts, strict=True)]
         lines = [f"{title}, {len(y):,} test images", ""]
         lines += [f"{name:<20} {value:.4f}" for name, value in metrics.items()]
         lines += ["", files["classification_report.txt"], "true classes down, predicted ones across"]

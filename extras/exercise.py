@@ -59,12 +59,9 @@ def make(source):
             indent = " " * (node.col_offset + 4)
             replace(*body(node), f'{indent}raise NotImplementedError("{name}: to be written")')
         else:
-            text = (
-                lines[node.lineno - 1][: node.col_offset]
-                + "..."
-                + lines[node.end_lineno - 1][node.end_col_offset :]
-            )
-            replace(node.lineno, node.end_lineno, text)
+            before = lines[node.lineno - 1][: node.col_offset]
+            after = lines[node.end_lineno - 1][node.end_col_offset :]
+            replace(node.lineno, node.end_lineno, f"{before}...{after}")
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node):
             first, last = node.body[0].lineno, node.body[0].end_lineno

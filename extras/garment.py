@@ -187,10 +187,15 @@ def largest(mask, radius=0):
     sizes = np.bincount(labels[mask], minlength=count + 1)
     sizes[0] = 0
     mask = mask & (sizes >= max(1, SMALLEST_PIECE * sizes.max()))[labels]
-    holes, count = ndimage.label(~mask)
-    small = np.bincount(holes.ravel(), minlength=count + 1) < 0.01 * mask.sum()
+    return without_holes(mask, 0.01 * mask.sum())  # spots that happen to have the background's color
+
+
+def without_holes(mask, size):
+    """The mask (H, W) with those of its holes filled that have fewer pixels than `size`."""
+    holes, _ = ndimage.label(~mask)
+    small = np.bincount(holes.ravel()) < size
     small[0] = False
-    return mask | small[holes]  # spots inside of it that happen to have the background's color
+    return mask | small[holes]
 
 
 def middle(rgb, inside):
@@ -235,7 +240,7 @@ def bounds(mask):
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
-def scale_and_center(brightness, shape=(28, 28)):
+def scale_and_center(brightness, shape):
     """Brightness (H, W) of a garment on 0 as an image of that shape in [0, 1]: sharpened, centered."""
     scale = min(shape[0] / brightness.shape[0], shape[1] / brightness.shape[1])  # 28 / longest edge
     height, width = (max(1, round(scale * length)) for length in brightness.shape)

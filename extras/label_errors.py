@@ -14,6 +14,7 @@ import json
 import sys
 
 import numpy as np
+from sklearn.neighbors import NearestNeighbors
 
 import data
 import plots
@@ -51,30 +52,15 @@ def margins(p, y):
     return p[rows, y] - others[rows, other], other
 
 
-def pooled(X):
-    """Images (N, H, W) as the sums (N, 49) of 7 x 7 parts, so scaled that no distance between images grows.
-
-    By Cauchy and Schwarz, (sum of a - b over n pixels)^2 / n <= sum of (a - b)^2.
-    """
-    n, height, width = X.shape
-    parts = X.reshape(n, 7, height // 7, 7, width // 7)
-    return parts.sum(axis=(2, 4)).reshape(n, 49) / np.sqrt(height * width / 49)
-
-
 def duplicates(X, X_test, near):
     """Pairs (n, 2) of a row of X and a row of X_test, and their differences (n,), up to `near`.
 
-    The difference is the root of the mean squared difference of the pixels. The distances of pooled images
-    are lower bounds, so that few pairs are compared in full.
+    The difference is the root of the mean squared difference of the pixels.
     """
-    a, b, pixels = pooled(X), pooled(X_test), X[0].size
-    squares, pairs = (a**2).sum(axis=1), []
-    for start in range(0, len(b), 500):
-        part = b[start : start + 500]
-        lower = squares[:, None] + (part**2).sum(axis=1) - 2 * a @ part.T  # (N, 500)
-        rows, columns = np.nonzero(lower <= pixels * near**2 + 1e-3)
-        pairs.append(np.stack([rows, columns + start], axis=1))
-    pairs = np.concatenate(pairs)
+    radius = near * np.sqrt(X[0].size) + 0.01  # a little more, as scikit-learn rounds distances
+    neighbors = NearestNeighbors(radius=radius, algorithm="brute").fit(X.reshape(len(X), -1))
+    rows = neighbors.radius_neighbors(X_test.reshape(len(X_test), -1), return_distance=False)
+    pairs = np.array([(i, j) for j, found in enumerate(rows) for i in found], int).reshape(-1, 2)
     differences = np.array([np.sqrt(np.mean((X[i] - X_test[j]) ** 2)) for i, j in pairs])
     return pairs[differences <= near], differences[differences <= near]
 
@@ -100,19 +86,16 @@ def main(argv=None):
     splits = np.repeat(["train", "test"], [len(train.y), len(test.y)])
     margin, other = margins(p, y)
     chosen = np.argsort(margin, kind="stable")[: s.strongest]
-    table = [
-        [splits[i], indices[i], images.classes[y[i]], p[i, y[i]], images.classes[other[i]], p[i, other[i]]]
-        for i in chosen
-    ]
+    table, classes = [], images.classes
+    for i in chosen:
+        table.append([splits[i], indices[i], classes[y[i]], p[i, y[i]], classes[other[i]], p[i, other[i]]])
     title = f"The {len(chosen)} labels that are contradicted most, {images.name}"
-    figure = plots.gallery(images.as_shown(X), y, p, images.classes, chosen, title)
+    figure = plots.gallery(images.as_shown(X), y, p, classes, chosen, title)
+    X, y = np.concatenate([train.X, val.X]), np.concatenate([train.y, val.y])
     results = {
         "contradicted": {name: int(np.sum(margin[splits == name] < -LARGE)) for name in ("train", "test")},
         "judged": {name: int(np.sum(splits == name)) for name in ("train", "test")},
-        "duplicates": count_duplicates(
-            *(np.concatenate([getattr(split, name) for split in (train, val)]) for name in "Xy"),
-            *(test.X, test.y, s.near),
-        ),
+        "duplicates": count_duplicates(X, y, test.X, test.y, s.near),
     }
     print(json.dumps(results, indent=2))
     results |= {"settings": vars(s), "command": run.command_line(), **run.environment()}

@@ -26,6 +26,7 @@ import data
 import predict
 import run
 from extras import garment
+from studies.output import markdown
 
 PHOTOS: str = ""  # folder of your own photos, with labels.csv; may be given without the flag
 MODEL: str = ""  # weights file of the network; "": models/cnn.safetensors
@@ -44,11 +45,8 @@ COLUMNS = ("photos", "number", "right", "warned, of the wrong", "warned, of the 
 
 def cutout(x, side):
     """Image x (28, 28) as a photographed garment: (brightness, dark on light, opacity), both (side, side)."""
-    inside = x > 0.02
-    holes, count = ndimage.label(~inside)
-    small = np.bincount(holes.ravel(), minlength=count + 1) < 12  # white spots; the handle of a bag is larger
-    small[0] = False
-    pair = [Image.fromarray(values.astype(np.float32)) for values in (x, inside | small[holes])]
+    inside = garment.without_holes(x > 0.02, 12)  # white spots; the handle of a bag is larger
+    pair = [Image.fromarray(values.astype(np.float32)) for values in (x, inside)]
     gray, opacity = (np.asarray(image.resize((side, side), Image.Resampling.BICUBIC)) for image in pair)
     return np.clip(1 - gray, 0, 1), np.clip(2 * opacity - 0.5, 0, 1)
 
@@ -119,21 +117,17 @@ def measure_made(s, network, folder):
     X, y = test.X[rows], test.y[rows]
     logits = predict.logits_of(network, test.X)
     p = network.probabilities(logits / network.temperature)
-    pictures = {
-        f"all {len(p):,} test images": accuracy(p, test.y),
-        f"these {len(y)} images": accuracy(p[rows], y),
-    }
+    pictures = {f"all {len(p):,} test images": accuracy(p, test.y)}
+    pictures[f"these {len(y)} images"] = accuracy(p[rows], y)
     for change in tqdm(CHANGES, "kinds", leave=False, disable=None):
         with tempfile.TemporaryDirectory() as place:
             paths = [write_picture(place, i, x, change, s.seed) for i, x in enumerate(X)]
             predictions = [predict.classify(path, network) for path in paths]
             whole = np.stack([garment.whole(path).image for path in paths])
-        right = [p.label == images.classes[label] for p, label in zip(predictions, y, strict=True)]
-        shares = {
-            "right": float(np.mean(right)),
-            "warned": float(np.mean([bool(p.warning) for p in predictions])),
-        }
-        pictures[change] = shares | {"as_it_comes": run.accuracy(predict.logits_of(network, whole), y)}
+        right = np.mean([p.label == images.classes[label] for p, label in zip(predictions, y, strict=True)])
+        pictures[change] = {"right": float(right)}
+        pictures[change]["warned"] = float(np.mean([bool(p.warning) for p in predictions]))
+        pictures[change]["as_it_comes"] = run.accuracy(predict.logits_of(network, whole), y)
         print(f"{change:<24}", *(f"{name} {share:.1%} " for name, share in pictures[change].items()))
     shown = predictions[: predict.SHOWN]
     folder.save({"contact_sheet.png": predict.contact_sheet(shown, [Path(p.picture).name for p in shown])})
@@ -181,19 +175,20 @@ def summarize(groups, known, right, warned):
     return summary
 
 
+def share_text(s):
+    """81 % (69 to 89), of a `share`."""
+    if not s["number"]:
+        return "-"
+    return f"{100 * s['share']:.0f} % ({100 * s['low']:.0f} to {100 * s['high']:.0f})"
+
+
 def table(summary):
-    """The lines of a Markdown table of `summarize`."""
-    lines = [f"| {' | '.join(COLUMNS)} |", f"|{' --- |' * len(COLUMNS)}"]
+    """A Markdown table of `summarize`."""
+    rows = []
     for group, row in summary.items():
-        cells = [group, str(row["number"])]
-        for name in ("right", "warned_wrong", "warned_right", "right_not_warned"):
-            s = row[name]
-            interval = (
-                s["number"] and f"{100 * s['share']:.0f} % ({100 * s['low']:.0f} to {100 * s['high']:.0f})"
-            )
-            cells.append(interval or "-")
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+        shares = (row[name] for name in ("right", "warned_wrong", "warned_right", "right_not_warned"))
+        rows.append([group, row["number"], *map(share_text, shares)])
+    return markdown(COLUMNS, rows)
 
 
 def measure_photos(folder, rows, network):
@@ -201,16 +196,13 @@ def measure_photos(folder, rows, network):
     predictions = []
     for row in tqdm(rows, "photos", leave=False, disable=None):
         predictions.append(predict.classify(Path(folder, row["file"]), network))
+    groups = np.array([row["group"] for row in rows])
     known = np.array([row["label"] in network.classes for row in rows])
     right = np.array([p.label == row["label"] for p, row in zip(predictions, rows, strict=True)])
-    columns = (
-        np.array([row["group"] for row in rows]),
-        known,
-        right,
-        np.array([bool(p.warning) for p in predictions]),
-    )
-    parts = {"all": slice(None), "even": slice(0, None, 2), "odd": slice(1, None, 2)}
-    summaries = {part: summarize(*(column[rows] for column in columns)) for part, rows in parts.items()}
+    warned = np.array([bool(p.warning) for p in predictions])
+    parts, summaries = {"all": slice(None), "even": slice(0, None, 2), "odd": slice(1, None, 2)}, {}
+    for name, part in parts.items():
+        summaries[name] = summarize(groups[part], known[part], right[part], warned[part])
     return summaries, predictions
 
 
@@ -243,11 +235,10 @@ def main(argv=None):
     with run.RunFolder("measure_pictures", s) as folder:
         if s.photos:
             summaries, predictions = measure_photos(s.photos, rows, network)
-            print("\n".join(table(summaries["all"])))
-            lines = [
-                [*map(row.get, LABELS), p.label, p.probability, p.warning]
-                for row, p in zip(rows, predictions, strict=True)
-            ]
+            print(table(summaries["all"]), end="")
+            lines = []
+            for row, p in zip(rows, predictions, strict=True):
+                lines.append([*map(row.get, LABELS), p.label, p.probability, p.warning])
             folder.save({"photos.csv": run.csv_text((*LABELS, "class", "probability", "warning"), lines)})
             results, name = {"photos": summaries}, "photos.json"
         else:

@@ -23,7 +23,6 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 import plots
 import run
 from studies import finished, output
-from studies.finished import curves as validation_curves
 
 MISTAKES = 20  # wrong predictions shown of each run
 
@@ -96,24 +95,37 @@ def metrics_table(results, columns, caption):
     return Table(caption, ["model", *columns], rows)
 
 
-def comparison_table(comparisons):
-    caption = "Differences in test accuracy, first minus second, with 95 % intervals"
-    return Table(caption, finished.HEADER, finished.rows_of(comparisons))
-
-
 def all_curves(results):
     """The validation curves of several runs in one figure."""
+    title = f"Validation loss and accuracy by epoch\n{results[0].images.name}"
+    fig, axes = plots.figure(title, 9, 4.2, ncols=2)
+    panels = ("val_loss", 1, "validation loss"), ("val_accuracy", 100, "validation accuracy (%)")
+    for ax, (column, factor, ylabel) in zip(axes[0], panels, strict=True):
+        late = []  # after the first tenth; sets the range
+        for number, result in enumerate(results):
+            histories = [history[column] for history in result.histories.values()]
+            epochs = min(map(len, histories))
+            values = factor * np.array([history[:epochs] for history in histories])  # (seeds, epochs)
+            x, color = np.arange(1, epochs + 1), plots.SERIES[number % len(plots.SERIES)]
+            ax.plot(x, values.mean(axis=0), "o-" if epochs == 1 else "-", color=color, label=result.label)
+            ax.fill_between(x, values.min(axis=0), values.max(axis=0), color=color, alpha=0.2, linewidth=0)
+            late += [values[:, epochs // 10 :].min(), values[:, epochs // 10 :].max()]
+        margin = 0.06 * (max(late) - min(late)) + 1e-6
+        ax.set(xlabel="epoch", ylabel=ylabel, ylim=(min(late) - margin, max(late) + margin))
+        ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+        ax.grid(alpha=0.25)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), ncols=2, **plots.LEGEND)
     caption = "Validation loss and accuracy; of several seeds the mean, and a band from lowest to highest."
-    return drawn(validation_curves(results, results[0].images.name), caption)
+    return drawn(fig, caption)
 
 
 def curves(result):
     """The training curves of a run; of a frozen hybrid those of its CNN as well."""
     s, model, seeds = result.metrics["settings"], result.metrics["model"], seeds_of(result)
     place = f"on {result.images.name}, {seeds}"
-    augmented = bool(s.get("flip") or s.get("shift") or s.get("erase"))
-    changes = {"augmented": augmented, "smoothing": s.get("label_smoothing", 0)}
-    changes |= {"trained_on_val": s.get("train_on_val", False), "loss": s.get("loss", "softmax")}
+    augmented = any(s.get(name) for name in ("flip", "shift", "erase", "rotate", "translate"))
+    changes = {"augmented": augmented, "smoothing": s["label_smoothing"]}
+    changes |= {"trained_on_val": s["train_on_val"], "loss": s.get("loss", "softmax")}
     caption, pictures = f"Loss and accuracy by epoch, {seeds}.", []
     paths = {seed: folder / "cnn_history.csv" for seed, folder in result.folders.items()}
     if all(path.exists() for path in paths.values()):
@@ -175,7 +187,7 @@ def reliability(result):
     """The reliability diagram of the first seed, before and after temperature scaling."""
     m, y, p = result.metrics, result.images.test.y, result.probabilities[result.first]
     bins = {"before": run.calibration(y, p)}
-    if "temperature" in m and m["settings"].get("loss", "softmax") != "sigmoid":
+    if m["settings"].get("loss", "softmax") != "sigmoid":
         scaled = p ** (1 / m["temperature"])  # softmax(logits / T), up to a factor in each row
         bins["after"] = run.calibration(y, scaled / scaled.sum(axis=1, keepdims=True))
     title = plots.run_title(m["model"], result.images.name, result.first)

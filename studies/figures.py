@@ -23,9 +23,8 @@ NUM_THUMBNAILS, SIDE = 1_500, 42  # test images on the map of top.png, which has
 
 def accuracy_vs_parameters(runs, networks):
     """Mean test accuracy against the number of parameters: our runs, and the projects' networks as made."""
-    fig, axes = plots.figure(
-        "Test accuracy and number of parameters, Fashion-MNIST, means over seeds", 9, 5.6
-    )
+    title = "Test accuracy and number of parameters, Fashion-MNIST, means over seeds"
+    fig, axes = plots.figure(title, 9, 5.6)
     ax, markers = axes[0, 0], iter("osD^v")
     for result in runs:
         x, y = result.metrics["parameters"], 100 * result.metrics["test_accuracy"]

@@ -15,10 +15,9 @@ from pathlib import Path
 import numpy as np
 
 import data
-import plots
 import run
 from studies.output import aligned, difference, percent
-from studies.statistics import bootstrap, correct, mcnemar, paired_test, verdict
+from studies.statistics import bootstrap, correct, mcnemar, paired_test, with_verdicts
 
 HEADER = ["first", "second", "seeds", "difference (points)", "verdict", "interval over seeds and images"]
 HEADER += ["only first right", "only second right", "p, McNemar"]
@@ -106,19 +105,16 @@ def read_run(path):
     return finished
 
 
-def network(metrics):
-    """784-256-128-10; of a hybrid, that of its CNN + that of its MLP; "-" of a model without such sizes."""
-    return " + ".join(re.findall(r"\d+(?:-\d+)+", metrics["model"])) or "-"
-
-
 def label_of(finished, number):
     """The model, named as in plots.MODEL_COLORS; the larger the number, the more to tell it from others."""
-    name, metrics = finished.metrics["model"], finished.metrics
+    name = finished.metrics["model"]
+    sizes = " + ".join(re.findall(r"\d+(?:-\d+)+", name))
     if " + NumPy MLP" in name:
-        joint = metrics["settings"].get("training") == "joint"
+        joint = finished.metrics["settings"].get("training") == "joint"
         name = "CNN + NumPy MLP, trained jointly" if joint else "CNN features + NumPy MLP"
-    name = re.sub(r"(^| )\d+(-\d+)+", "", name).strip() or name
-    return name + ("", f" {network(metrics)}", f" ({finished.path.name})", f" ({finished.path})")[number]
+    name = re.sub(r"(^| )\d+(-\d+)+", "", name)
+    more = ("", sizes, f"({finished.path.name})", f"({finished.path})")[number]
+    return f"{name} {more}".strip()
 
 
 def p_value(p):
@@ -136,29 +132,28 @@ def compare(runs):
     "first", "second": labels. "points", "low", "high", "p", "p_holm", "verdict": the paired t test over the
     "seeds" that both have; "low_images", "high_images": the bootstrap's interval over these seeds and the
     images; where they are fewer than two, only "points". "only_first", "only_second", "p_mcnemar": McNemar's
-    test, image by image, of the first common seed, or else of both first ones: "mcnemar_seeds". p_holm and
-    p_mcnemar are corrected (Holm).
+    test, image by image, of the first common seed, or else of both first ones. p_holm and p_mcnemar are
+    corrected (Holm).
     """
     comparisons = []
     for first, second in itertools.combinations(runs, 2):
         if not same_test_images(first, second):
             continue
         common = [seed for seed in first.folders if seed in second.folders]
-        a, b = seeds = (common[0], common[0]) if common else (first.first, second.first)
+        a, b = (common[0], common[0]) if common else (first.first, second.first)
         y = first.images.test.y
         right = [{seed: classes == y for seed, classes in side.predicted.items()} for side in (first, second)]
         only_first, only_second, p = mcnemar(right[0][a], right[1][b])
         comparison = {"first": first.label, "second": second.label, "seeds": len(common)}
         comparison |= {"only_first": only_first, "only_second": only_second, "p_mcnemar": p}
-        comparison |= {"mcnemar_seeds": seeds, "points": 100 * (first.accuracies[a] - second.accuracies[b])}
+        comparison["points"] = 100 * (first.accuracies[a] - second.accuracies[b])
         if len(common) > 1:
             differences = [100 * (first.accuracies[seed] - second.accuracies[seed]) for seed in common]
             low, high = bootstrap(*(np.stack([side[seed] for seed in common]) for side in right))
             comparison |= paired_test(differences) | {"low_images": low, "high_images": high}
         comparisons.append(comparison)
-    correct(comparisons, "p", "p_holm")
     correct(comparisons, "p_mcnemar", "p_mcnemar")
-    return [c | ({"verdict": verdict(c)} if "p" in c else {}) for c in comparisons]
+    return with_verdicts(comparisons)
 
 
 def rows_of(comparisons):
@@ -172,28 +167,6 @@ def rows_of(comparisons):
         counts = [f"{c['only_first']:,}", f"{c['only_second']:,}", p_value(c["p_mcnemar"])]
         rows.append([c["first"], c["second"], *paired, *counts])
     return rows
-
-
-def curves(runs, title):
-    """Validation loss and accuracy by epoch: the mean over the seeds, a band from lowest to highest."""
-    fig, axes = plots.figure(f"Validation loss and accuracy by epoch\n{title}", 9, 4.2, ncols=2)
-    panels = ("val_loss", 1, "validation loss"), ("val_accuracy", 100, "validation accuracy (%)")
-    for ax, (column, factor, ylabel) in zip(axes[0], panels, strict=True):
-        late = []  # after the first tenth; sets the range
-        for number, result in enumerate(runs):
-            histories = [history[column] for history in result.histories.values()]
-            epochs = min(map(len, histories))
-            values = factor * np.array([history[:epochs] for history in histories])  # (seeds, epochs)
-            x, color = np.arange(1, epochs + 1), plots.SERIES[number % len(plots.SERIES)]
-            ax.plot(x, values.mean(axis=0), "o-" if epochs == 1 else "-", color=color, label=result.label)
-            ax.fill_between(x, values.min(axis=0), values.max(axis=0), color=color, alpha=0.2, linewidth=0)
-            late += [values[:, epochs // 10 :].min(), values[:, epochs // 10 :].max()]
-        margin = 0.06 * (max(late) - min(late)) + 1e-6
-        ax.set(xlabel="epoch", ylabel=ylabel, ylim=(min(late) - margin, max(late) + margin))
-        ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-        ax.grid(alpha=0.25)
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), ncols=2, **plots.LEGEND)
-    return fig
 
 
 def main(paths):

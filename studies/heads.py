@@ -29,7 +29,7 @@ import mlp_from_scratch as mlp
 import plots
 import run
 from studies import output, tables
-from studies.statistics import correct, mcnemar
+from studies.statistics import compare, correct, mcnemar
 
 BACKBONES: str = ""  # folder of a finished run of hybrid_train.py with --seeds; "" trains new ones
 
@@ -159,7 +159,10 @@ def summarize(results):
             head["by_seed"][f"{split}_accuracy"] = values
             head[f"{split}_accuracy"] = statistics.fmean(values)
             head[f"{split}_accuracy_std"] = statistics.stdev(values)
-    tests, spread = tables.compare_heads(heads, COMPARISONS)
+    accuracies = {}  # {head: {seed: points}}
+    for name, head in heads.items():
+        accuracies[name] = dict(zip(results, 100 * np.array(head["by_seed"]["test_accuracy"]), strict=True))
+    tests, spread = compare(accuracies, COMPARISONS)
     for test in tests:
         test["by_seed"] = []
         for seed, of_seed in results.items():
@@ -171,22 +174,19 @@ def summarize(results):
     return heads, tests, spread
 
 
-def draw(heads, title):
+def draw(heads, tests, title):
     """Test accuracy of each head, and the differences: a dot for each seed, mean and 95 % interval."""
     size = {"nrows": 2, "height_ratios": (len(heads), len(COMPARISONS))}
     fig, axes = plots.figure(f"Classifiers on a CNN's features\n{title}", 9, 10, **size)
     values = {name: 100 * np.array(head["by_seed"]["test_accuracy"]) for name, head in heads.items()}
     output.dots(axes[0, 0], values, [plots.color_of(name) for name in values], "{:.2f}")
-    tests, _ = tables.compare_heads(heads, COMPARISONS)
     for number, test in enumerate(tests):
         points = values[test["variant"]] - values[test["against"]]
         axes[1, 0].plot(points, np.full(len(points), number), "o", color=plots.RIGHT, alpha=0.3)
         output.difference_at(axes[1, 0], number, test, plots.RIGHT)
     names = [f"{test['variant']} vs\n{test['against']}" for test in tests]
-    axes[1, 0].set_yticks(range(len(names)), names, fontsize=9)
-    axes[1, 0].set_ylim(len(names) - 0.5, -0.5)
+    output.name_rows(axes[1, 0], names)
     axes[1, 0].axvline(0, color="black", linewidth=0.8)
-    axes[1, 0].grid(axis="x", alpha=0.25)
     axes[0, 0].set_xlabel("test accuracy (%); half: of the training images for the CNN")
     axes[1, 0].set_xlabel("difference (points): seeds, mean, 95 % interval; filled: differs")
     return fig
@@ -213,7 +213,8 @@ def main(argv):
     hybrid_train.check_settings(s)
     if s.backbone or s.resume or s.train_on_val:
         raise run.Error("heads: --backbone, --train-on-val, --resume: not here; the same command continues")
-    seeds = range(s.seed, s.seed + (2 if s.quick else s.seeds if s.seeds > 1 else 5))
+    num_seeds = s.seeds if s.seeds > 1 else 5
+    seeds = range(s.seed, s.seed + (2 if s.quick else num_seeds))
     folder = Path(s.output_dir or run.ROOT / f"runs/studies{'/quick' if s.quick else ''}/heads")
     folder.mkdir(parents=True, exist_ok=True)
     made_from, path = run.training_settings(s) | {"seeds": 0}, folder / "settings.json"
@@ -226,7 +227,7 @@ def main(argv):
         results[seed] = results_of_seed(images, folder, SimpleNamespace(**vars(s) | {"seed": seed}))
     output.save_figure(folder / "label_errors.png", label_errors(images, folder, s))
     heads, tests, spread = summarize(results)
-    output.save_figure(folder / "study.png", draw(heads, f"{images.name}, {len(seeds)} seeds"))
+    output.save_figure(folder / "study.png", draw(heads, tests, f"{images.name}, {len(seeds)} seeds"))
     chosen = {}
     for seed in seeds:
         chosen[seed] = {k.split("/")[0]: v.item() for k, v in results[seed].items() if k.endswith("/chosen")}

@@ -119,10 +119,8 @@ def section(summary):
     question, note = (study.question, study.note) if study else (summary["question"], summary["note"])
     rows, claims = tables(summary)
     cost = f"{summary['runs']} runs, {summary['run_seconds'] / 60:.0f} minutes of one core"
-    spread = spread_text(summary["spread"])
-    command = (
-        f"`{summary['command']}`. {caption(summary)}. {cost} ({summary['machine']['processor']}).{spread}"
-    )
+    processor, spread = summary["machine"]["processor"], spread_text(summary["spread"])
+    command = f"`{summary['command']}`. {caption(summary)}. {cost} ({processor}).{spread}"
     parts = [f"## {name}\n", f"{question} {note}".strip() + "\n", command + "\n", markdown(HEADER, rows)]
     parts += [f"![{question}]({name}/{name}.png)\n", *([markdown(CLAIMS, claims)] if claims else [])]
     return "\n".join(parts)
@@ -160,21 +158,21 @@ def draw(summary):
     lowest = max(values.mean() for values in rows.values()) - RANGE
     dots(axes[0, 0], rows, colors, "{:.2f}", lowest)
     axes[0, 0].set_xlabel("test accuracy (%): seeds, mean, 95 % interval", fontsize=9)
-    for number, (name, color) in enumerate(zip(rows, colors, strict=True)) if tests else ():
-        if name in tests and rows[name].mean() >= lowest:
-            difference_at(axes[0, 1], number, tests[name], color)
     if tests:
+        for number, (name, color) in enumerate(zip(rows, colors, strict=True)):
+            if name in tests and rows[name].mean() >= lowest:
+                difference_at(axes[0, 1], number, tests[name], color)
         axes[0, 1].axvline(0, color="black", linewidth=0.8)
         axes[0, 1].set_xlabel("difference (points), 95 % interval; filled: differs", fontsize=9)
         axes[0, 1].grid(axis="x", alpha=0.25)
     return fig
 
 
-def difference_at(ax, y, test, color, **style):
+def difference_at(ax, y, test, color):
     """Draw the difference of a test with its 95 % interval, filled where the two differ."""
     fill = color if test["verdict"].startswith("differs") else "white"
-    style = {"color": color, "markerfacecolor": fill, "markersize": 6, "capsize": 3} | style
-    ax.errorbar(test["points"], y, xerr=test["high"] - test["points"], fmt="o", **style)
+    style = {"fmt": "o", "color": color, "markerfacecolor": fill, "markersize": 6, "capsize": 3}
+    ax.errorbar(test["points"], y, xerr=test["high"] - test["points"], **style)
 
 
 def dots(ax, rows, colors, template, lowest=-np.inf):
@@ -192,8 +190,13 @@ def dots(ax, rows, colors, template, lowest=-np.inf):
         ax.errorbar(values.mean(), number, xerr=interval(values), **style)
     means = np.array([[values.mean() if np.ptp(values) < RANGE else np.nan] for values in rows.values()])
     plots.numbers_beside(ax, means, template, ["black"])
-    ax.set_yticks(range(len(rows)), rows, fontsize=9)
-    ax.set_ylim(len(rows) - 0.5, -0.5)
+    name_rows(ax, rows)
+
+
+def name_rows(ax, names):
+    """Make room for a row for each of the names, from the top down."""
+    ax.set_yticks(range(len(names)), names, fontsize=9)
+    ax.set_ylim(len(names) - 0.5, -0.5)
     ax.grid(axis="x", alpha=0.25)
 
 

@@ -14,8 +14,8 @@ from scipy import stats
 
 import plots
 import run
-from studies.output import difference, difference_at, markdown
-from studies.statistics import compare, correct, t_test, verdict
+from studies.output import difference, difference_at, markdown, name_rows
+from studies.statistics import compare, t_test, with_verdicts
 
 PUBLISHED = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 SPLITS = {"train_eval": "training", "val": "validation", "test": "test"}
@@ -76,7 +76,9 @@ def compared(results, network, split, published):
         return ["0", "-", "-", "not run"]
     values, (mean, half) = points(results[network], split), predicted(results, network, split)
     std = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    verdict = "reproduced" if abs(published - mean) <= half else "higher" if published > mean else "lower"
+    verdict = "higher" if published > mean else "lower"
+    if abs(published - mean) <= half:
+        verdict = "reproduced"
     return [len(values), f"{mean:.2f}{std}", f"{mean - half:.2f} to {mean + half:.2f}", verdict]
 
 
@@ -87,9 +89,8 @@ def figures_table():
         for split, published in figures.items():
             row = [title(network), ", ".join(f"{value:.2f}" for value in published), SPLITS[split]]
             rows.append(row + compared(results, network, split, published[0]))
-    return markdown(
-        ["network", "published", "of", "seeds", "ours", "95 % prediction interval", "published is"], rows
-    )
+    header = ["network", "published", "of", "seeds", "ours", "95 % prediction interval", "published is"]
+    return markdown(header, rows)
 
 
 def projects():
@@ -114,9 +115,8 @@ def claim(results, pair, split):
     tests, pooled = compare(accuracies, [(first, second)]) if second in alike else ([], None)
     if tests and pooled and pooled["df"] >= FEW:
         return tests[0]
-    values, spreads = zip(
-        *((points(results[n], split), spread(results, n, split)) for n in pair), strict=True
-    )
+    values = [points(results[name], split) for name in pair]
+    spreads = [spread(results, name, split) for name in pair]
     variances = [std**2 / len(v) for (std, _), v in zip(spreads, values, strict=True)]
     df = spreads[0][1]  # the same for both, or that of Welch and Satterthwaite
     if spreads[0] != spreads[1]:
@@ -125,19 +125,15 @@ def claim(results, pair, split):
 
 
 def claims():
-    """[namespace of text, published, ours, tuned], with tests as `claim` makes them, and verdicts."""
+    """Namespaces of text, pair, split, published, ours, tuned: tests as `claim` makes them, with verdicts."""
     as_made, tuned, rows = results_of("as_made"), results_of("tuned"), []
     for text, c in PUBLISHED["claims"].items():
         ours, pair = claim(as_made, c["pair"], c["split"]), [TUNED.get(name, name) for name in c["pair"]]
         if ours:
             best = claim(tuned, pair, c["split"]) if pair[0] != pair[1] else None
-            rows.append(
-                SimpleNamespace(text=text, split=c["split"], published=c["published"], ours=ours, tuned=best)
-            )
-    for tests in ([row.ours for row in rows], [row.tuned for row in rows if row.tuned]):
-        correct(tests, "p", "p_holm")
-        for test in tests:
-            test["verdict"] = verdict(test)
+            rows.append(SimpleNamespace(text=text, ours=ours, tuned=best, **c))
+    with_verdicts([row.ours for row in rows])
+    with_verdicts([row.tuned for row in rows if row.tuned])
     return rows
 
 
@@ -155,10 +151,8 @@ def draw_claims():
     rows = sorted(claims(), key=lambda row: -row.published)
     large = [row for row in rows if max(abs(row.published), abs(row.ours["points"])) > 2]
     small = [row for row in rows if row not in large]
-    heights = [len(large), len(small)]
-    fig, axes = plots.figure(
-        "What the projects claim, and what their networks give here", 9, 9, nrows=2, height_ratios=heights
-    )
+    heading = "What the projects claim, and what their networks give here"
+    fig, axes = plots.figure(heading, 9, 9, nrows=2, height_ratios=(len(large), len(small)))
     for ax, rows in zip(axes[:, 0], (large, small), strict=True):
         for place, row in enumerate(rows):
             difference_at(ax, place - 0.15, row.ours, plots.SERIES[0])
@@ -166,38 +160,31 @@ def draw_claims():
                 difference_at(ax, place + 0.15, row.tuned, plots.SERIES[1])
             ax.plot(row.published, place - 0.15, "D", markerfacecolor="none", color="black", markersize=7)
         ax.axvline(0, color="black", linewidth=0.8)
-        ax.set_yticks(range(len(rows)), [row.text for row in rows], fontsize=9)
-        ax.set_ylim(len(rows) - 0.5, -0.5)
-        ax.grid(axis="x", alpha=0.25)
+        name_rows(ax, [row.text for row in rows])
     axes[1, 0].set_xlabel("difference in accuracy (points)")
     names = {"published, one run": ("D", "black"), "ours as made, 95 % interval": ("o", plots.SERIES[0])}
     names["ours, tuned"] = "o", plots.SERIES[1]
     for name, (marker, color) in names.items():
-        axes[0, 0].plot(
-            [], [], marker, color=color, markerfacecolor="none" if marker == "D" else color, label=name
-        )
+        fill = "none" if marker == "D" else color
+        axes[0, 0].plot([], [], marker, color=color, markerfacecolor=fill, label=name)
     fig.legend(*axes[0, 0].get_legend_handles_labels(), ncols=3, **plots.LEGEND)
     return fig
 
 
 def draw_why(network):
     """The Figure of one chain of the study why: test accuracy after each change, and the published one."""
-    results = {
-        name.split(": ")[1]: r for name, r in results_of("why").items() if name.split(": ")[0] == network
-    }
+    start, results = f"{network}: ", results_of("why")
+    results = {name.removeprefix(start): r for name, r in results.items() if name.startswith(start)}
     fig, axes = plots.figure(f"{network}: one change after the other", 9, 0.9 + 0.4 * len(results))
     ax, published = axes[0, 0], PUBLISHED["figures"][network]["test"][0]
     for place, result in enumerate(results.values()):
         values = points(result, "test")
         ax.plot(values, np.full(len(values), place), "o", color=plots.SERIES[0], alpha=0.5)
-        ax.annotate(
-            f"{statistics.fmean(values):.2f}", (max(values), place), (6, -4), textcoords="offset points"
-        )
+        mean = f"{statistics.fmean(values):.2f}"
+        ax.annotate(mean, (max(values), place), (6, -4), textcoords="offset points")
     ax.axvline(published, color="black", linewidth=0.8, linestyle=":", label=f"published: {published:.2f}")
-    ax.set_yticks(range(len(results)), results, fontsize=9)
-    ax.set_ylim(len(results) - 0.5, -0.5)
+    name_rows(ax, results)
     ax.set_xlabel("test accuracy (%), a dot for each seed")
     ax.margins(x=0.12)
-    ax.grid(axis="x", alpha=0.25)
     fig.legend(**plots.LEGEND)
     return fig

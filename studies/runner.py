@@ -29,7 +29,6 @@ from studies.study import learning_rate_of, script_of
 RESULTS = ("val_accuracy", "test_accuracy", "test_loss", "test_ece", "parameters", "seconds")
 FULL_SPLIT = 48_000  # training images for which the studies' numbers of images are meant
 RESERVED = ("learning_rates", "script", "group", "from_backbone", "seeds")  # of a variant: not settings
-WITH_HEAD = ("hybrid", "transfer")  # scripts that may train a head, for head_epochs
 COLUMNS = ["variant", "stage", "seed", "learning_rate", "epochs", "parameters", "val_accuracy"]
 COLUMNS += ["test_accuracy", "test_loss", "test_ece", "train_eval_accuracy", "seconds", "message", "correct"]
 QUIET = {"figures": False, "save_weights": False, "tta": "none"}  # settings of all runs
@@ -99,13 +98,8 @@ def execute(job, folder):
             run.write(weights_of(job, folder), Path(result.folder, "backbone.safetensors").read_bytes())
     row, history = {name: result.metrics[name] for name in RESULTS}, result.history
     row |= {"epochs": len(history["epoch"]), "train_eval_accuracy": history["train_eval_accuracy"][-1]}
-    row["correct"] = packed(result.logits["test"].argmax(axis=1) == images.test.y)
-    return job, row | {"history": history}
-
-
-def packed(correct):
-    """Which test images are right, booleans (N,), as a text: base64 of np.packbits."""
-    return base64.b64encode(np.packbits(correct)).decode()
+    correct = result.logits["test"].argmax(axis=1) == images.test.y  # booleans (N,)
+    return job, row | {"correct": base64.b64encode(np.packbits(correct)).decode()}
 
 
 def weights_of(job, folder):
@@ -178,11 +172,10 @@ def variants_of(study, options):
     label, stage, script, changes, group, from_backbone, seeds; learning_rates: those to choose from, or
     (None,) for that of the settings.
     """
-    variants = []
-    backbone = (
-        {"backbone": study.backbone | {"script": "cnn", "learning_rates": ()}} if study.backbone else {}
-    )
-    for label, given in (backbone | study.variants).items():
+    variants, described = [], study.variants
+    if study.backbone:
+        described = {"backbone": study.backbone | {"script": "cnn", "learning_rates": ()}} | described
+    for label, given in described.items():
         script, own = given.get("script", study.script), {k: v for k, v in given.items() if k not in RESERVED}
         fixed = {} if label == "backbone" else study.fixed
         changes = fixed | own | (epochs_of(script, options) if study.x != "seconds" else {})
@@ -202,7 +195,7 @@ def variants_of(study, options):
 
 def epochs_of(script, options):
     """The settings by which --epochs and --quick change the epochs of a script."""
-    names = ("epochs", "head_epochs") if script in WITH_HEAD else ("epochs",)
+    names = ("epochs", "head_epochs") if script in ("hybrid", "transfer") else ("epochs",)
     epochs = options.epochs or (1 if options.quick else 0)
     return dict.fromkeys(names, epochs) if epochs else {}
 
@@ -246,17 +239,18 @@ class Comparison:
 
     def rows(self, stage, cells):
         """A row of runs.csv for each of the cells (variant, learning rate, seed) that is finished."""
-        jobs, rows = [self.job(*cell) for cell in cells], []
-        for (variant, _, seed), job in zip(cells, jobs, strict=True):
-            place = stage if stage == "tuning" else variant.stage
+        rows, missing = [], []
+        for variant, rate, seed in cells:
+            job, place = self.job(variant, rate, seed), stage if stage == "tuning" else variant.stage
             row = {"variant": variant.label, "stage": place, "seed": seed, "learning_rate": job.learning_rate}
-            rows.append(row | self.known.get(key_of(row), {}))
-        missing = [(row, job) for row, job in zip(rows, jobs, strict=True) if key_of(row) not in self.known]
+            known = self.known.get(key_of(row))
+            rows.append(row | (known or {}))
+            if not known:
+                missing.append((rows[-1], job))
         results = self.runner.rows([job for _, job in missing])
-        for row, job in missing:
-            row |= results.get(job.key, {})
-            for name in [name for name in row if stage == "tuning" and ("test" in name or name == "correct")]:
-                del row[name]  # nobody chooses by test results
+        hidden = ("test_accuracy", "test_loss", "test_ece", "correct") if stage == "tuning" else ()
+        for row, job in missing:  # nobody chooses by test results
+            row |= {name: value for name, value in results.get(job.key, {}).items() if name not in hidden}
         return [row for row in rows if "seconds" in row or "message" in row]
 
 

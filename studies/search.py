@@ -143,8 +143,9 @@ def save_figures(study, folder):
 
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     several = len({trial.value for trial in study.get_trials(states=(TrialState.COMPLETE,))}) > 1
-    names = ["optimization_history", "slice", "param_importances", "parallel_coordinate"]
-    for name in names if several else names[:2]:
+    names = ["optimization_history", "slice"]
+    names += ["param_importances", "parallel_coordinate"] if several else []
+    for name in names:
         getattr(figures, f"plot_{name}")(study)
         figure = pyplot.gcf()
         if name == "parallel_coordinate":  # an axis for each setting, with its values beside it

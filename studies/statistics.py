@@ -83,10 +83,16 @@ def compare(accuracies, pairs):
         else:
             test = paired_test(differences)
         tests[pair] = {"variant": pair[0], "against": pair[1], "seeds": len(common)} | test
-    correct(tests.values(), "p", "p_holm")
-    for test in tests.values():
-        test["verdict"] = verdict(test)
-    return list(tests.values()), spread
+    return with_verdicts(list(tests.values())), spread
+
+
+def with_verdicts(tests):
+    """The dicts `tests`; those with a "p" get "p_holm", corrected for their number, and a "verdict"."""
+    correct(tests, "p", "p_holm")
+    for test in tests:
+        if "p" in test:
+            test["verdict"] = verdict(test)
+    return tests
 
 
 def verdict(test):
@@ -97,21 +103,19 @@ def verdict(test):
     return f"equal within {MARGIN:g}" if within else "undecided"
 
 
-def bootstrap(correct, correct_other, samples=2000, seed=0):
+def bootstrap(correct, correct_other, samples=2000):
     """(low, high): the 95 % interval of a difference in accuracy, in points, over images and seeds.
 
     correct, correct_other: booleans (seeds, N), the same images. Both are drawn with replacement: the images
     for both methods together, the seeds of each by themselves: the pigeonhole bootstrap (Owen 2007), whose
     intervals are rather too wide.
     """
-    rng, n, points = np.random.default_rng(seed), correct.shape[1], []
+    rng, n, points = np.random.default_rng(0), correct.shape[1], []
     for _ in range(samples):
         weights = rng.multinomial(n, np.full(n, 1 / n)) / n  # how often each image is drawn
-        means = [
-            (side @ weights)[rng.integers(len(side), size=len(side))].mean()
-            for side in (correct, correct_other)
-        ]
-        points.append(100 * (means[0] - means[1]))
+        by_seed = [side @ weights for side in (correct, correct_other)]  # accuracies (seeds,) of each
+        first, second = (rng.choice(accuracies, len(accuracies)).mean() for accuracies in by_seed)
+        points.append(100 * (first - second))
     low, high = np.percentile(points, (2.5, 97.5))
     return float(low), float(high)
 

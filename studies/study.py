@@ -70,7 +70,7 @@ def vary(**values):
 
 def label(value):
     """A value as a variant's name: 128-64 for (128, 64)."""
-    if isinstance(value, (tuple, list)):
+    if isinstance(value, tuple):
         return "-".join(map(str, value)) or "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
@@ -88,7 +88,7 @@ def command(script, changes):
     """The command line that trains with the settings `changes`."""
     words = ["python", f"{SCRIPTS[script]}.py"]
     for name, value in changes.items():
-        values = value if isinstance(value, (tuple, list)) else [value]
+        values = value if isinstance(value, tuple) else [value]
         words += [run.flag(f"no_{name}" if value is False else name)]
         words += [label(value) for value in values if not isinstance(value, bool)]
     return shlex.join(words)

@@ -11,12 +11,10 @@ import re
 import statistics
 import sys
 
-import numpy as np
-
 import run
 from studies import output, published
 from studies.output import markdown, percent
-from studies.statistics import LEVEL, compare
+from studies.statistics import LEVEL
 
 FILES = ("README.md", "results/README.md", "results/studies/heads/README.md", "results/benchmark/README.md")
 FILES += ("results/as_made/README.md",)
@@ -123,12 +121,6 @@ def heads(metrics=None):
     return markdown(["classifier", *splits], rows)
 
 
-def compare_heads(results, pairs):
-    """`compare` of the pairs of classifiers, by the results {name: {"by_seed": ...}} of the study heads."""
-    values = {name: m["by_seed"]["test_accuracy"] for name, m in results.items()}
-    return compare({name: dict(enumerate(100 * np.array(v))) for name, v in values.items()}, pairs)
-
-
 def head_tests(metrics=None):
     study, rows = metrics or metrics_of("studies/heads"), []
     for test in study["tests"]:
@@ -147,7 +139,7 @@ def chosen():
 
 
 def with_spread(value, spread):
-    return f"{value:.2f} ({spread[0]:.2f} to {spread[1]:.2f})" if spread else f"{value:.2f}"
+    return f"{value:.2f} ({spread[0]:.2f} to {spread[1]:.2f})"
 
 
 def ratios():

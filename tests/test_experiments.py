@@ -129,8 +129,7 @@ def test_several_processes_give_the_same_results(tmp_path):
     one, two = (Runner(tmp_path / str(number), number).rows(jobs) for number in (1, 2))
     assert one.keys() == two.keys()
     for key, row in one.items():
-        assert row["history"]["val_loss"] == two[key]["history"]["val_loss"]
-        assert row["test_accuracy"] == two[key]["test_accuracy"]
+        assert row | {"seconds": 0} == two[key] | {"seconds": 0}
 
 
 # ---- runs

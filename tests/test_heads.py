@@ -60,7 +60,7 @@ def test_the_tests_by_hand(num_right):
     assert table[heads.MLP]["by_seed"]["test_accuracy"] == pytest.approx([0.7 + n / 1_000 for n in num_right])
     assert table[heads.MLP]["test_accuracy_std"] == pytest.approx(np.std(num_right, ddof=1) / 1_000)
     assert all(test["p_holm"] == 1 for test in tests[2:])
-    heads.draw(table, "planted")
+    heads.draw(table, tests, "planted")
 
 
 def indices(images):

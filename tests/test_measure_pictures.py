@@ -83,7 +83,7 @@ def test_a_folder_of_photos_is_measured(tmp_path):
         "all": 3,
     }
     assert list(results["photos"]["odd"]) == ["one", "none", "all"]
-    assert len(measure_pictures.table(everything)) == 6
+    assert measure_pictures.table(everything).count("\n") == 6
     (folder / "labels.csv").write_text("name,label\na.png,Bag")
     with pytest.raises(run.Error, match=r"labels\.csv"):
         measure_pictures.main([str(folder)])
@@ -129,9 +129,6 @@ def test_duplicates_are_found_and_no_others():
         "exact": {"pairs": 1, "test_images": 1, "pairs_with_other_label": 1},
         "near": {"pairs": 2, "test_images": 2, "pairs_with_other_label": 2},
     }
-    low = np.linalg.norm(label_errors.pooled(X)[:20] - label_errors.pooled(X_test), axis=1)
-    full = np.linalg.norm((X[:20] - X_test).reshape(20, -1), axis=1)
-    assert (low <= full + 1e-4).all()
 
 
 # ---- the committed results
@@ -140,7 +137,8 @@ def test_duplicates_are_found_and_no_others():
 def test_the_committed_tables_are_those_of_the_measured_photos():
     lines = (RESULTS / "predict/README.md").read_text(encoding="utf-8").splitlines()
     photos = run.read_json(RESULTS / "predict/photos.json")["photos"]
-    assert all({*measure_pictures.table(photos[part])} <= {*lines} for part in ("all", "even", "odd"))
+    for part in ("all", "even", "odd"):
+        assert {*measure_pictures.table(photos[part]).splitlines()} <= {*lines}
 
 
 def test_the_committed_table_is_that_of_the_made_pictures():

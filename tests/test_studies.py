@@ -1,6 +1,5 @@
 """Studies without training: the choice of learning rates, statistics, tables, and their committed results."""
 
-import base64
 import json
 import re
 from types import SimpleNamespace
@@ -42,7 +41,7 @@ class Planted:
             if not isinstance(row, dict):
                 row = dict(zip(("val_accuracy", "test_accuracy"), row, strict=True))
                 row |= {"test_loss": 0.5, "test_ece": 0.01, "parameters": 1000, "seconds": 5.0, "epochs": 3}
-                row |= {"train_eval_accuracy": 0.9, "history": {}}
+                row["train_eval_accuracy"] = 0.9
             rows[job.key] = row
         return rows
 
@@ -266,13 +265,6 @@ def test_the_bootstrap_covers_the_sampling_of_images():
     assert statistics.bootstrap(np.stack([same] * 3), np.stack([same] * 3)) == pytest.approx((0, 0))
 
 
-def test_which_images_are_right_is_kept():
-    correct = np.random.default_rng(0).random(10_003) < 0.9
-    packed = np.frombuffer(base64.b64decode(runner.packed(correct)), np.uint8)
-    assert np.array_equal(np.unpackbits(packed, count=10_003), correct)
-    assert len(runner.packed(correct)) < 1700
-
-
 def test_variants_are_compared_with_their_own_baselines_and_claims_once(tmp_path):
     claims = {"b over a": ("b", "a"), "b2 over b": ("b2", "b"), "a2 over b2": ("a2", "b2")}
     effects = {"a": 0, "a2": 0.02, "b": 0.01, "b2": -0.02}
@@ -401,7 +393,6 @@ def test_committed_runs_are_read_and_compared(real_folder, monkeypatch, capsys):
     runs = first, second = finished.read_runs(paths[:2])
     assert (first.label, second.label) == ("CNN", "CNN features + NumPy MLP")
     assert list(first.folders) == [0, 1, 2, 3, 4]
-    assert finished.network(second.metrics) == "24-48-96-96-192 + 1728-256-128-10"
     assert len(first.histories[3]["epoch"]) == 24
     y = first.images.test.y
     for seed, accuracy in first.accuracies.items():
@@ -409,7 +400,7 @@ def test_committed_runs_are_read_and_compared(real_folder, monkeypatch, capsys):
     (test,) = finished.compare(runs)
     differences = [100 * (first.accuracies[seed] - second.accuracies[seed]) for seed in range(5)]
     assert test["points"] == pytest.approx(np.mean(differences))
-    assert (test["seeds"], test["mcnemar_seeds"]) == (5, (0, 0))
+    assert test["seeds"] == 5
     assert test["p"] == pytest.approx(stats.ttest_1samp(differences, 0).pvalue)
     right, other = first.predicted[0] == y, second.predicted[0] == y
     assert (test["only_first"], test["only_second"]) == ((right & ~other).sum(), (other & ~right).sum())
