@@ -336,11 +336,11 @@ def samples(X, y, probabilities, classes, title):
     return gallery(X, y, probabilities, classes, examples(y, 50), title)
 
 
-def mistakes(X, y, probabilities, classes, title, content="Wrong predictions with the highest probability"):
+def mistakes(X, y, probabilities, classes, title):
     """The 40 images X (N, height, width) whose label has lost to another class most confidently."""
     wrong = np.flatnonzero(probabilities.argmax(axis=1) != y)
     chosen = wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")][:40]
-    title = f"{content}: {len(chosen)} of {len(wrong):,}\n{title}"
+    title = f"Wrong predictions with the highest probability: {len(chosen)} of {len(wrong):,}\n{title}"
     return gallery(X, y, probabilities, classes, chosen, title)
 
 

@@ -192,20 +192,17 @@ def draw(heads, tests, title):
     return fig
 
 
-def label_errors(images, folder, s):
-    """A Figure of the training labels that a CNN contradicts which was trained on the other half."""
-    probabilities = np.empty((len(images.train.y), len(images.classes)), np.float32)
+def judge_training_images(images, folder, s):
+    """Write train_probabilities.npy: of each half of the training images, by a CNN trained on the other."""
+    probabilities = np.empty((len(images.train.y), len(images.classes)), np.float16)
     first, second = halves(images, s)
     for half, judged, name in ((first, second, "half"), (second, first, "other_half")):
         path = trained(cnn, folder / name / f"seed_{s.seed}", s, half) / "backbone.safetensors"
         rows = np.searchsorted(images.train.indices, judged.train.indices)
         probabilities[rows] = softmax(cnn.predict_logits(cnn.restore(path)[0], judged.train.X), axis=1)
     content = io.BytesIO()
-    np.save(content, probabilities.astype(np.float16))  # of which extras/label_errors.py makes a table
+    np.save(content, probabilities)
     run.write(folder / "train_probabilities.npy", content.getvalue())
-    title = f"CNN trained on the other half of the training images, {images.name}, seed {s.seed}"
-    X, content = images.as_shown(images.train.X), "Labels that the CNN contradicts most confidently"
-    return plots.mistakes(X, images.train.y, probabilities, images.classes, title, content)
 
 
 def main(argv):
@@ -225,7 +222,7 @@ def main(argv):
     images, results = data.load(s), {}
     for seed in seeds:
         results[seed] = results_of_seed(images, folder, SimpleNamespace(**vars(s) | {"seed": seed}))
-    output.save_figure(folder / "label_errors.png", label_errors(images, folder, s))
+    judge_training_images(images, folder, s)
     heads, tests, spread = summarize(results)
     output.save_figure(folder / "study.png", draw(heads, tests, f"{images.name}, {len(seeds)} seeds"))
     chosen = {}
@@ -236,4 +233,4 @@ def main(argv):
     metrics |= {"chosen": chosen, "settings": vars(s), "command": run.command_line(), **run.environment()}
     run.write(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     print(f"\n{tables.heads(metrics)}\n{tables.head_tests(metrics)}")
-    print(f"metrics.json, study.png and label_errors.png are in {folder}")
+    print(f"metrics.json, study.png and train_probabilities.npy are in {folder}")

@@ -349,7 +349,7 @@ def test_every_study_is_valid(tmp_path):
         jobs = compared(study, lambda s: (0.8, 0.8), tmp_path, seeds=1)[3]
         keys |= {job.key for job in jobs}
         total += len(jobs)
-    assert len(STUDIES) == 33
+    assert len(STUDIES) == 32
     assert len(keys) < total  # some runs are those of two studies
 
 
