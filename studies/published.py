@@ -21,6 +21,7 @@ PUBLISHED = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding
 SPLITS = {"train_eval": "training", "val": "validation", "test": "test"}
 FEW = 3  # degrees of freedom below which a project's own runs say too little about their spread
 TUNED = {"R3 MLP, L2": "R3 MLP"}  # the network that stands for another one when tuned
+BESIDE = {"R3 MLP": "R3 CNN"}  # the network that a chain's figure shows at the end
 
 
 def results_of(name):
@@ -175,6 +176,8 @@ def draw_why(network):
     """The Figure of one chain of the study why: test accuracy after each change, and the published one."""
     start, results = f"{network}: ", results_of("why")
     results = {name.removeprefix(start): r for name, r in results.items() if name.startswith(start)}
+    if other := BESIDE.get(network):
+        results[f"{other}, as made"] = results_of("as_made")[other]
     fig, axes = plots.figure(f"{network}: one change after the other", 9, 0.9 + 0.4 * len(results))
     ax, published = axes[0, 0], PUBLISHED["figures"][network]["test"][0]
     for place, result in enumerate(results.values()):
