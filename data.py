@@ -195,7 +195,8 @@ def augment(X, rng, flip=False, shift=0, erase=0, rotate=0.0, translate=0.0):
         X = np.where(rng.random(n)[:, None, None] < 0.5, X[:, :, ::-1], X)
     if rotate:
         degrees = rng.uniform(-rotate, rotate, n)
-        X = np.stack([ndimage.rotate(*pair, reshape=False, order=0) for pair in zip(X, degrees, strict=True)])
+        options = {"reshape": False, "order": 0, "mode": "grid-constant"}
+        X = np.stack([ndimage.rotate(x, angle, **options) for x, angle in zip(X, degrees, strict=True)])
     if shift:
         X = moved(X, rng.integers(2 * shift + 1, size=(2, n)), shift)
     if translate:

@@ -35,8 +35,8 @@ for norm, words, rates in (("none", "", RATES), ("batch", ", batch norm", HIGHER
         HE_BASELINES[f"{depth} layers, he, batch norm"] = f"{depth} layers, he"
 OPTIMIZERS = {
     "sgd": {"optimizer": "sgd", "learning_rates": (0.05, 0.15, 0.3, 0.6)},
-    "momentum": {"optimizer": "momentum", "learning_rates": (0.02, 0.05, 0.15)},
-    "nesterov": {"optimizer": "nesterov", "learning_rates": (0.02, 0.05, 0.15)},
+    "momentum": {"optimizer": "momentum", "learning_rates": (0.005, 0.02, 0.05, 0.15)},
+    "nesterov": {"optimizer": "nesterov", "learning_rates": (0.005, 0.02, 0.05, 0.15)},
     "rmsprop": {"optimizer": "rmsprop"},
     "adam": {},
     "adamw": {"optimizer": "adamw", "weight_decay": 0.01},
@@ -74,7 +74,7 @@ STUDIES = (
     plain("initialization", INITIALIZATIONS, "2 layers, he", seeds=10, baselines=HE_BASELINES),
     plain("optimizer", OPTIMIZERS, "adam"),
     plain("schedule", SCHEDULES, "constant", seeds=10),
-    plain("learning_rate_batch_size", GRID, "0.001, 128"),
+    plain("learning_rate_batch_size", GRID, "", seeds=3),
     plain("loss", LOSSES, "softmax", baselines={"sigmoid outputs, smoothing 0.1": "sigmoid outputs"}),
     plain("ema", AVERAGES, "constant, no EMA", baselines={"cosine, EMA": "cosine, no EMA"}),
 )

@@ -89,7 +89,7 @@ def spread_text(spread):
     if not spread:
         return ""
     blocks = ", seeds as blocks" if spread["blocks"] else ""
-    details = f"{spread['df']} degrees of freedom{blocks}; Levene's p = {spread['levene_p']:.2f}"
+    details = f"{spread['df']} degrees of freedom{blocks}; Bartlett's p = {spread['bartlett_p']:.2f}"
     return f" Pooled standard deviation {spread['std']:.2f} points ({details})."
 
 
@@ -213,8 +213,11 @@ def lines(summary, results, title):
             ax.plot(np.full(len(points), place), points, "o", color=color, alpha=0.4, markersize=4)
         means, errors = [points.mean() for points in values], [interval(points) for points in values]
         ax.errorbar(x, means, yerr=errors, color=color, elinewidth=1, capsize=2, label=group)
-    places = [result["x"] for result in results.values()]
-    ax.set_xscale("log" if min(places) > 0 and max(places) > 8 * min(places) else "linear")
+    places = sorted({result["x"] for result in results.values()})
+    ax.set_xscale("log" if places[0] > 0 and places[-1] > 8 * places[0] else "linear")
+    if len(places) < 10:  # not seconds, of which each run has its own
+        ax.set_xticks(places, [f"{place:,}" for place in places])
+        ax.minorticks_off()
     ax.set(xlabel=AXES[summary["x"]], ylabel="test accuracy (%)")
     ax.grid(alpha=0.25)
     ax.legend(frameon=False, fontsize=9)

@@ -15,7 +15,7 @@ from scipy import stats
 import plots
 import run
 from studies.output import difference, difference_at, markdown, name_rows
-from studies.statistics import compare, t_test, with_verdicts
+from studies.statistics import t_test, with_verdicts
 
 PUBLISHED = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 SPLITS = {"train_eval": "training", "val": "validation", "test": "test"}
@@ -71,16 +71,22 @@ def predicted(results, network, split):
     return statistics.fmean(values), stats.t.ppf(0.975, df) * std * math.sqrt(1 + 1 / len(values))
 
 
+def judged(published, mean, half):
+    """What published figures are, by a prediction interval."""
+    words = []
+    for value in published:
+        words.append("higher" if value > mean + half else "lower" if value < mean - half else "reproduced")
+    return ", ".join(dict.fromkeys(words))
+
+
 def compared(results, network, split, published):
-    """[seeds, mean ± standard deviation, prediction interval, what the published figure is] as texts."""
+    """[seeds, mean ± standard deviation, prediction interval, what the published figures are] as texts."""
     if network not in results:
         return ["0", "-", "-", "not run"]
     values, (mean, half) = points(results[network], split), predicted(results, network, split)
     std = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    verdict = "higher" if published > mean else "lower"
-    if abs(published - mean) <= half:
-        verdict = "reproduced"
-    return [len(values), f"{mean:.2f}{std}", f"{mean - half:.2f} to {mean + half:.2f}", verdict]
+    interval = f"{mean - half:.2f} to {mean + half:.2f}"
+    return [len(values), f"{mean:.2f}{std}", interval, judged(published, mean, half)]
 
 
 def figures_table():
@@ -89,7 +95,7 @@ def figures_table():
     for network, figures in PUBLISHED["figures"].items():
         for split, published in figures.items():
             row = [title(network), ", ".join(f"{value:.2f}" for value in published), SPLITS[split]]
-            rows.append(row + compared(results, network, split, published[0]))
+            rows.append(row + compared(results, network, split, published))
     header = ["network", "published", "of", "seeds", "ours", "95 % prediction interval", "published is"]
     return markdown(header, rows)
 
@@ -103,26 +109,22 @@ def not_repeated():
 
 
 def claim(results, pair, split):
-    """The test of a pair of networks, without a verdict; None where one has not been trained.
+    """The test of a pair of networks, without a verdict: Student's t with the `spread` of each, as Welch's.
 
-    Of networks of the same project and kind, and several seeds, it is that of the studies; else Welch's, with
-    the `spread` of each.
+    "reach" is half the width of the 95 % prediction interval of the difference of two single runs. None where
+    one of the networks has not been trained.
     """
     if not {*pair} <= results.keys():
         return None
-    first, second = pair
-    alike = [name for name in results if is_like(results, first, name)]
-    accuracies = {n: dict(zip(results[n]["seeds"], points(results[n], split), strict=True)) for n in alike}
-    tests, pooled = compare(accuracies, [(first, second)]) if second in alike else ([], None)
-    if tests and pooled and pooled["df"] >= FEW:
-        return tests[0]
     values = [points(results[name], split) for name in pair]
-    spreads = [spread(results, name, split) for name in pair]
-    variances = [std**2 / len(v) for (std, _), v in zip(spreads, values, strict=True)]
-    df = spreads[0][1]  # the same for both, or that of Welch and Satterthwaite
-    if spreads[0] != spreads[1]:
-        df = sum(variances) ** 2 / sum(v**2 / df for v, (_, df) in zip(variances, spreads, strict=True))
-    return t_test(statistics.fmean(values[0]) - statistics.fmean(values[1]), math.sqrt(sum(variances)), df)
+    (std, df), (other_std, other_df) = (spread(results, name, split) for name in pair)
+    variances = std**2 / len(values[0]), other_std**2 / len(values[1])
+    if (std, df) != (other_std, other_df):  # of two kinds: Welch and Satterthwaite
+        df = sum(variances) ** 2 / (variances[0] ** 2 / df + variances[1] ** 2 / other_df)
+    difference = statistics.fmean(values[0]) - statistics.fmean(values[1])
+    error_of_runs = math.sqrt(sum(variances) + std**2 + other_std**2)
+    reach = stats.t.ppf(0.975, df) * error_of_runs
+    return t_test(difference, math.sqrt(sum(variances)), df) | {"reach": reach}
 
 
 def claims():
@@ -143,8 +145,11 @@ def claims_table():
     rows = []
     for row in claims():
         text = row.text + (", on validation" if row.split == "val" else "")
-        rows.append([text, f"{row.published:+.2f}", *difference(row.ours), *difference(row.tuned)])
-    return markdown(["claim", "published", "ours, as made", "verdict", "ours, tuned", "verdict"], rows)
+        found = judged([row.published], row.ours["points"], row.ours["reach"])
+        cells = [f"{row.published:+.2f}", *difference(row.ours), found, *difference(row.tuned)]
+        rows.append([text, *cells])
+    header = ["claim", "published", "ours, as made", "verdict", "published is", "ours, tuned", "verdict"]
+    return markdown(header, rows)
 
 
 def draw_claims():
@@ -156,6 +161,8 @@ def draw_claims():
     fig, axes = plots.figure(heading, 9, 9, nrows=2, height_ratios=(len(large), len(small)))
     for ax, rows in zip(axes[:, 0], (large, small), strict=True):
         for place, row in enumerate(rows):
+            low, high = (row.ours["points"] + sign * row.ours["reach"] for sign in (-1, 1))
+            ax.plot([low, high], [place - 0.15] * 2, color=plots.GREY, linewidth=1, zorder=0)
             difference_at(ax, place - 0.15, row.ours, plots.SERIES[0])
             if row.tuned:
                 difference_at(ax, place + 0.15, row.tuned, plots.SERIES[1])
@@ -163,12 +170,13 @@ def draw_claims():
         ax.axvline(0, color="black", linewidth=0.8)
         name_rows(ax, [row.text for row in rows])
     axes[1, 0].set_xlabel("difference in accuracy (points)")
-    names = {"published, one run": ("D", "black"), "ours as made, 95 % interval": ("o", plots.SERIES[0])}
+    names = {"published, single runs": ("D", "black"), "of single runs here, 95 %": ("-", plots.GREY)}
+    names["ours as made, mean, 95 % interval"] = "o", plots.SERIES[0]
     names["ours, tuned"] = "o", plots.SERIES[1]
     for name, (marker, color) in names.items():
         fill = "none" if marker == "D" else color
         axes[0, 0].plot([], [], marker, color=color, markerfacecolor=fill, label=name)
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), ncols=3, **plots.LEGEND)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), ncols=2, **plots.LEGEND)
     return fig
 
 

@@ -17,16 +17,17 @@ def pooled_spread(accuracies):
 
     accuracies: {method: {seed: points}}. A dict: "std"; "df", its degrees of freedom; "blocks", whether the
     seeds' common effect was taken out, as is done where all methods have the same seeds and an F test finds
-    such an effect (p < 0.05); "levene_p". None where Levene's test finds the variances unlike (p < 0.05), or
-    there is one method.
+    such an effect (p < 0.05); "bartlett_p". None where Bartlett's test finds the variances unlike (p < 0.05),
+    or there is one method. Levene's test would hardly ever find it: of three seeds, one is the median, from
+    which its deviation is 0.
     """
     values = [np.array([*by_seed.values()]) for by_seed in accuracies.values() if len(by_seed) > 1]
     if len(values) < 2:
         return None
     residuals = [v - v.mean() for v in values]
-    spreads = [v for v in values if len(v) > 2]  # two values are always as far from their median
-    levene_p = float(stats.levene(*spreads).pvalue) if len(spreads) > 1 and any(map(np.ptp, spreads)) else 1.0
-    if levene_p < LEVEL:
+    spreads = [v for v in values if np.ptp(v)]  # of few test images, all seeds may have the same accuracy
+    bartlett_p = float(stats.bartlett(*spreads).pvalue) if len(spreads) > 1 else 1.0
+    if bartlett_p < LEVEL:
         return None
     square, df = sum(np.vdot(r, r) for r in residuals), sum(len(r) - 1 for r in residuals)
     blocks = False
@@ -37,7 +38,7 @@ def pooled_spread(accuracies):
         blocks = bool(stats.f.sf(f, df_effect, df - df_effect) < LEVEL)
     if blocks:
         square, df = square - effect, df - df_effect
-    return {"std": float(np.sqrt(square / df)), "df": df, "blocks": blocks, "levene_p": levene_p}
+    return {"std": float(np.sqrt(square / df)), "df": df, "blocks": blocks, "bartlett_p": bartlett_p}
 
 
 def t_test(points, error, df):
@@ -67,8 +68,8 @@ def paired_test(differences):
 def compare(accuracies, pairs):
     """(a test of each of the pairs of methods, the `pooled_spread` on which they rest, or None).
 
-    accuracies: {method: {seed: points}}. A test is that of `t_test`, over the seeds that both have, with the
-    pooled spread, or else paired; with "variant", "against", "seeds", "p_holm" and "verdict".
+    accuracies: {method: {seed: points}}. A test is that of `t_test` with the pooled spread, or else paired over
+    the seeds that both have; with "variant", "against", "seeds" that both have, "p_holm" and "verdict".
     """
     spread, tests = pooled_spread(accuracies), {}
     for pair in pairs:
@@ -76,12 +77,12 @@ def compare(accuracies, pairs):
         common = [seed for seed in first if seed in second]
         if len(common) < 2 or {pair, pair[::-1]} & tests.keys():
             continue
-        differences = [first[seed] - second[seed] for seed in common]
         if spread and spread["std"]:
-            error = spread["std"] * (2 / len(common)) ** 0.5
-            test = t_test(statistics.fmean(differences), error, spread["df"])
+            points = statistics.fmean(first.values()) - statistics.fmean(second.values())
+            error = spread["std"] * (1 / len(first) + 1 / len(second)) ** 0.5
+            test = t_test(points, error, spread["df"])
         else:
-            test = paired_test(differences)
+            test = paired_test([first[seed] - second[seed] for seed in common])
         tests[pair] = {"variant": pair[0], "against": pair[1], "seeds": len(common)} | test
     return with_verdicts(list(tests.values())), spread
 

@@ -31,7 +31,7 @@ def planted(accuracies, script="mlp"):
 
 
 def test_every_published_figure_and_claim_has_its_network():
-    assert published.PUBLISHED["figures"].keys() == NETWORKS.keys()
+    assert published.PUBLISHED["figures"].keys() == NETWORKS.keys() - {"R4 MLP, right gradients"}
     for claim in published.PUBLISHED["claims"].values():
         assert {*claim["pair"]} <= NETWORKS.keys()
         figures = [published.PUBLISHED["figures"][name] for name in claim["pair"]]
