@@ -23,7 +23,6 @@ from tqdm import tqdm
 
 import data
 import run
-from studies import cnn, mlp
 from studies.study import learning_rate_of, script_of
 
 RESULTS = ("val_accuracy", "test_accuracy", "test_loss", "test_ece", "parameters", "seconds")
@@ -271,9 +270,7 @@ def known_rows(folder, variants, dataset):
 
 
 def is_same(variant, earlier):
-    """Whether a variant has the settings of a summary.json; earlier ones call the plain baseline a recipe."""
-    if earlier.pop("recipe", "") == "plain":
-        earlier = (mlp.PLAIN if variant.script == "mlp" else cnn.PLAIN) | earlier
+    """Whether a variant has the settings of a summary.json."""
     return json.dumps(earlier, sort_keys=True) == json.dumps(variant.changes, sort_keys=True)
 
 

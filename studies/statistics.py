@@ -68,8 +68,8 @@ def paired_test(differences):
 def compare(accuracies, pairs):
     """(a test of each of the pairs of methods, the `pooled_spread` on which they rest, or None).
 
-    accuracies: {method: {seed: points}}. A test is that of `t_test` with the pooled spread, or else paired over
-    the seeds that both have; with "variant", "against", "seeds" that both have, "p_holm" and "verdict".
+    accuracies: {method: {seed: points}}. A test is that of `t_test` with the pooled spread, or else paired
+    over the seeds that both have; with "variant", "against", their number "seeds", "p_holm" and "verdict".
     """
     spread, tests = pooled_spread(accuracies), {}
     for pair in pairs:
@@ -211,6 +211,6 @@ def tests_of(results, baseline_of, claims):
 
 def not_learned(result):
     """Number of seeds of a variant that have learned nothing: on training images no better than guessing."""
-    guessing = 1 / result.get("num_classes", 10)  # in earlier files always 10
+    guessing = 1 / result["num_classes"]
     lowest = min(1.5 * guessing, guessing + 0.05)
     return sum(value < lowest for value in result.get("by_seed", {}).get("train_eval_accuracy", ()))
