@@ -38,7 +38,7 @@ LAYERS |= {"convolution 3, the last": {}}
 HEADS = vary(head_hidden=((), (64,), (128, 64), (256, 128), (512, 256)))
 JOINT = {"training": "joint"}
 TUNED = JOINT | {"from_backbone": True, "learning_rate": 0.0003}
-TRAINING = {"frozen": {}, "joint": JOINT, "fine-tuned": TUNED}
+TRAINING = {"frozen": {}, "joint": JOINT | {"learning_rates": mlp.HIGHER}, "fine-tuned": TUNED}
 
 
 def models(name, variants, baseline, baselines, x):

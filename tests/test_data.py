@@ -12,6 +12,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+import torchvision
 
 import data
 import mlp_from_scratch as mlp
@@ -135,6 +137,9 @@ def test_rotation_and_translation():
     X = np.random.default_rng(1).random((3, 28, 28), dtype=np.float32)
     for angle, turned in ((90, np.rot90(X, axes=(1, 2))), (180, X[:, ::-1, ::-1]), (0, X)):
         assert data.augment(X, Angle(angle), rotate=180) == pytest.approx(turned, abs=1e-5)
+    for angle in (-9.1, 3.0, 7.3):
+        expected = torchvision.transforms.functional.rotate(torch.from_numpy(X)[:, None], angle)[:, 0]
+        assert np.array_equal(data.augment(X, Angle(angle), rotate=180), expected)
     moved = data.augment(np.repeat(X[:1], 4000, axis=0), np.random.default_rng(0), translate=0.1)
     images = {x.tobytes(): 0 for x in moved}
     for x in moved:
