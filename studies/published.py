@@ -15,7 +15,7 @@ from scipy import stats
 import plots
 import run
 from studies.output import difference, difference_at, markdown, name_rows
-from studies.statistics import t_test, with_verdicts
+from studies.statistics import paired_test, t_test, with_verdicts
 
 PUBLISHED = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 SPLITS = {"train_eval": "training", "val": "validation", "test": "test"}
@@ -109,22 +109,27 @@ def not_repeated():
 
 
 def claim(results, pair, split):
-    """The test of a pair of networks, without a verdict: Student's t with the `spread` of each, as Welch's.
+    """The test of a pair of networks, without a verdict; None where one of them has not been trained.
 
-    "reach" is half the width of the 95 % prediction interval of the difference of two single runs. None where
-    one of the networks has not been trained.
+    Of a project's networks of one kind it is the paired t test of the seeds that both have, three or more:
+    their split and their order of images are the same. Of others it is Student's t with the `spread` of each
+    (Welch). "reach" is half the width of the 95 % prediction interval of the difference of two single runs.
     """
     if not {*pair} <= results.keys():
         return None
-    values = [points(results[name], split) for name in pair]
+    first, second = (dict(zip(results[n]["seeds"], points(results[n], split), strict=True)) for n in pair)
     (std, df), (other_std, other_df) = (spread(results, name, split) for name in pair)
-    variances = std**2 / len(values[0]), other_std**2 / len(values[1])
-    if (std, df) != (other_std, other_df):  # of two kinds: Welch and Satterthwaite
-        df = sum(variances) ** 2 / (variances[0] ** 2 / df + variances[1] ** 2 / other_df)
-    difference = statistics.fmean(values[0]) - statistics.fmean(values[1])
-    error_of_runs = math.sqrt(sum(variances) + std**2 + other_std**2)
-    reach = stats.t.ppf(0.975, df) * error_of_runs
-    return t_test(difference, math.sqrt(sum(variances)), df) | {"reach": reach}
+    common = first.keys() & second.keys()
+    if is_like(results, *pair) and len(common) > 2:
+        test = paired_test([first[seed] - second[seed] for seed in common])
+    else:
+        variances = std**2 / len(first), other_std**2 / len(second)
+        if (std, df) != (other_std, other_df):  # of two kinds: Welch and Satterthwaite
+            df = sum(variances) ** 2 / (variances[0] ** 2 / df + variances[1] ** 2 / other_df)
+        difference = statistics.fmean(first.values()) - statistics.fmean(second.values())
+        test = t_test(difference, math.sqrt(sum(variances)), df)
+    reach = math.hypot(stats.t.ppf(0.975, df) * math.hypot(std, other_std), test["high"] - test["points"])
+    return test | {"reach": reach}
 
 
 def claims():

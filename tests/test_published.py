@@ -88,6 +88,17 @@ def test_a_claim_of_two_kinds_is_welchs_test():
     assert published.claim(results, ("R3 CNN", "R4 CNN v1"), "test") is None
 
 
+def test_a_claim_of_one_kind_is_the_paired_test():
+    a, b = [90.0, 91.0, 92.5, 93.0], [89.0, 90.5, 91.0]
+    test = published.claim(planted({"R3 a": a, "R3 b": b}), ("R3 a", "R3 b"), "test")
+    expected = stats.ttest_rel(a[:3], b)
+    assert (test["p"], test["points"]) == pytest.approx((expected.pvalue, 1.0))
+    assert (test["low"], test["high"]) == pytest.approx(tuple(expected.confidence_interval()))
+    std, df = published.spread(planted({"R3 a": a, "R3 b": b}), "R3 a", "test")
+    half = stats.t.ppf(0.975, df) * std * 2**0.5
+    assert test["reach"] == pytest.approx((half**2 + (test["high"] - 1.0) ** 2) ** 0.5)
+
+
 def test_tables(monkeypatch):
     results = planted(
         {"R0 MLP": [78.0, 79.0], "R3 MLP": [84.0, 85.0], "R3 MLP, 1 hidden layer": [84.0, 84.5]}
