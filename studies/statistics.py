@@ -25,8 +25,10 @@ def pooled_spread(accuracies):
     if len(values) < 2:
         return None
     residuals = [v - v.mean() for v in values]
-    spreads = [v for v in values if np.ptp(v)]  # of few test images, all seeds may have the same accuracy
-    bartlett_p = float(stats.bartlett(*spreads).pvalue) if len(spreads) > 1 else 1.0
+    spreads, bartlett_p = [v for v in values if len(v) > 2], 1.0
+    if len(spreads) > 1 and any(map(np.ptp, spreads)):
+        with np.errstate(divide="ignore"):  # p is 0 where only some methods vary
+            bartlett_p = float(stats.bartlett(*spreads).pvalue)
     if bartlett_p < LEVEL:
         return None
     square, df = sum(np.vdot(r, r) for r in residuals), sum(len(r) - 1 for r in residuals)
