@@ -55,6 +55,7 @@ def accuracies(folder):
     )
 
 
+DIFFERENCE = r"[+-]\d\.\d\d \([^)]*\)"
 LINEAR = "CNN, linear classifier"
 SAID = {  # study: the pairs whose differences the README states
     "heads": [("NumPy MLP", LINEAR), ("NumPy MLP, trained jointly with the CNN", LINEAR)],
@@ -72,6 +73,7 @@ SAID = {  # study: the pairs whose differences the README states
     "cnn_initialization": [("he, batch norm", "he")],
     "pooling": [("max after 2 and 3", "max")],
     "kernel_size": [("5", "3")],
+    "hybrid_training": [("joint", "frozen")],
 }
 SAID["heads"].append(("half: NumPy MLP, other half", "half: logistic regression, other half"))
 
@@ -80,10 +82,24 @@ def test_numbers_in_sentences_are_those_of_the_results():
     cnn, mlp = (accuracies(folder) for folder in ("cnn_feature_extraction", "mlp_from_scratch"))
     numbers = [difference(paired_test(cnn - mlp))]
     for study, pairs in SAID.items():
-        path = f"results/studies/{study}/{'metrics' if study == 'heads' else 'summary'}.json"
-        tests = {(t["variant"], t["against"]): t for t in run.read_json(ROOT / path)["tests"]}
-        numbers += [difference(tests[pair]) for pair in pairs]
-    assert sorted(re.findall(r"[+-]\d\.\d\d \([^)]*\)", " ".join(README.split()))) == sorted(numbers)
+        numbers += [differences(study)[pair] for pair in pairs]
+    assert sorted(re.findall(DIFFERENCE, " ".join(README.split()))) == sorted(numbers)
+
+
+def test_numbers_in_the_answers_for_courses_are_those_of_the_results():
+    lines, found = (ROOT / "docs/assignments.md").read_text(encoding="utf-8").splitlines(), 0
+    for line in lines:
+        for study in re.findall(r"studies/README\.md#(\w+)", line):
+            said = re.findall(DIFFERENCE, line)
+            assert {*said} <= {*differences(study).values()}, line
+            found += len(said)
+    assert found >= 10
+
+
+def differences(study):
+    """{(variant, the one it is compared with): "-0.15 (-0.29 to -0.02)"} of a committed study."""
+    path = f"results/studies/{study}/{'metrics' if study == 'heads' else 'summary'}.json"
+    return {(t["variant"], t["against"]): difference(t) for t in run.read_json(ROOT / path)["tests"]}
 
 
 def difference(test):
