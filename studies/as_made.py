@@ -132,7 +132,6 @@ for network, changes in CHAINS.items():
     for label, change in changes.items():
         settings, label = settings | change, f"{network}: {label}"
         WHY[label], BEFORE[label], last = settings, last, label
-WHY = {label: settings | {"seeds": 10} for label, settings in WHY.items()}
 
 STUDIES = (
     study("as_made", "mlp", NETWORKS, "", seeds=10, backbone=R2_CNN | {"seeds": 3}, resplit=True),
