@@ -102,7 +102,6 @@ TUNED |= {
 }
 for network in TUNED.values():
     del network["learning_rate"]
-    network["seeds"] = 3
 
 HE, COSINE = {"init": "he"}, {"schedule": "cosine"}
 CHAINS = {  # {network: its changes, one after the other, each kept}
@@ -135,6 +134,6 @@ for network, changes in CHAINS.items():
 
 STUDIES = (
     study("as_made", "mlp", NETWORKS, "", seeds=10, backbone=R2_CNN | {"seeds": 3}, resplit=True),
-    study("tuned", "mlp", TUNED, "", seeds=3, resplit=True),
+    study("tuned", "mlp", TUNED, "", seeds=10, resplit=True),
     study("why", "mlp", WHY, "", baselines=BEFORE, resplit=True),
 )

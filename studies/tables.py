@@ -138,10 +138,6 @@ def chosen():
     return markdown(["classifier", *(f"seed {seed}" for seed in seeds)], rows)
 
 
-def with_spread(value, spread):
-    return f"{value:.2f} ({spread[0]:.2f} to {spread[1]:.2f})"
-
-
 def ratios():
     """Ours / theirs on each machine, with the targets."""
     rows, processors = [], [metrics_of(folder, "mlp.json")["machine"]["processor"] for folder in MACHINES]
@@ -149,32 +145,12 @@ def ratios():
         results = [metrics_of(folder, f"{file}.json") for folder in MACHINES]
         target = results[0]["targets"].get(name)
         limit = f"{'at least' if group == 'speedup' else 'at most'} {target}" if target else "-"
-        rows.append([label, *(with_spread(r[group][name], r["spread"][name]) for r in results), limit])
+        cells = ["{:.2f} ({:.2f} to {:.2f})".format(r[group][name], *r["spread"][name]) for r in results]
+        rows.append([label, *cells, limit])
     return markdown(["ours / theirs", *processors, "target"], rows)
 
 
-def sizes():
-    """Time of the MLP, ours / theirs, by batch size and by width, on the first machine."""
-    rows, names = [], {"PyTorch, fused Adam": "torch_fused", "matrix products alone": "matmul_only"}
-    for results in metrics_of(MACHINES[0], "mlp.json")["tables"].values():
-        for size, r in results.items():
-            cells = [with_spread(r[f"against_{name}"], r["spread"][name]) for name in names.values()]
-            rows.append([size, *cells])
-    return markdown(["", *names], rows)
-
-
-def processes():
-    """Memory, start and prediction of the MLP, on the first machine."""
-    m, rows = metrics_of(MACHINES[0], "mlp.json"), []
-    names = {name: label.split(": ")[1] for label, (_, _, name) in BENCHMARKS.items()}
-    for name, r in m.get("cold_start", {}).items():
-        cells = [f"{r['peak_memory_mib']:,.0f} MiB", f"{r['seconds']:.1f} s"]
-        speed = f"{m['images_per_second_predicted'][name]:,.0f}"
-        rows.append([names.get(name, "this project"), *cells, speed])
-    return markdown(["implementation", "peak memory", "end of the first epoch", "images/s, prediction"], rows)
-
-
-TABLES = (models, accuracies, costs, heads, head_tests, chosen, ratios, sizes, processes)
+TABLES = (models, accuracies, costs, heads, head_tests, chosen, ratios)
 TABLES += (published.figures_table, published.claims_table, published.not_repeated, published.projects)
 TABLES = {function.__name__: function for function in TABLES}
 
