@@ -23,7 +23,7 @@ from studies.runner import Comparison, Runner
 from studies.study import SCRIPTS, Study, learning_rate_of, script_of, value_of, vary
 
 ALL: bool = False  # run every study
-SEEDS: int = 0  # number of seeds; 0: each study's, 3 in a sweep
+SEEDS: int = 0  # number of seeds, or all that are finished; 0: each study's, 3 in a sweep
 EPOCHS: int = 0  # epochs of all runs; 0: each study's
 QUICK: bool = False  # smoke test: 2 seeds, 1 epoch, one learning rate, a subset; not representative
 DATASET: str = ""  # as in the scripts; "": the script's
@@ -121,9 +121,11 @@ def main(argv=None):
     comparisons = [Comparison(study, runner, s, folder / study.name) for study in studies]
     try:
         for comparison in comparisons:
-            summary = output.write(folder / comparison.study.name, comparison, comparison.run())
+            if not (rows := comparison.run()):
+                raise run.Error(f"{comparison.study.name}: has no finished runs; leave out --finished")
+            summary = output.write(folder / comparison.study.name, comparison, rows)
             print(f"\n{summary['question']} ({output.caption(summary)})")
-            print(output.aligned(output.HEADER, output.tables(summary)[0]), flush=True)
+            print(output.aligned(output.HEADER, output.table(summary)), flush=True)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("; finished runs are kept, and the same command continues") from None
     print(f"tables, figures and runs are in {folder}; start with {folder / 'README.md'}")

@@ -1,10 +1,7 @@
-"""The figures of the READMEs that are of several runs, made from the files of results/.
+"""The figures of the READMEs that are of several runs, made from the files of results/ and models/.
 
-python -m studies.figures --run runs/hybrid_train/DATE      of whose weights the map of top.png is made
+python -m studies.figures
 """
-
-import argparse
-from pathlib import Path
 
 import numpy as np
 from matplotlib.patches import Rectangle
@@ -14,6 +11,8 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
 import cnn_feature_extraction as cnn
+import data
+import hybrid_train
 import plots
 import run
 from studies import as_made, finished, output, published, tables
@@ -67,10 +66,11 @@ def top(images, features, predicted, runs):
     n = NUM_THUMBNAILS
     reduced = PCA(50, random_state=0).fit_transform(features[:n])
     points = TSNE(perplexity=30, random_state=0).fit_transform(reduced)
-    title = f"{n:,} test images by the CNN's features (t-SNE), and each model's accuracy"
+    title = f"{n:,} test images by the CNN's features (t-SNE), mistakes framed; accuracy of each model"
     fig, axes = plots.figure(title, 11, 5.9, ncols=2, width_ratios=(2.3, 1))
     thumbnails(axes[0, 0], images.test.X[:n], points, images.test.y[:n], predicted[:n], images.classes)
-    labels = [result.label.replace(" + ", "\n+ ").replace(", ", ",\n") for result in runs]
+    names = zip(tables.MODELS.values(), runs, strict=True)
+    labels = [f"{name}\n{tables.networks(result.metrics)}" for name, result in names]
     values = [100 * np.array([*result.accuracies.values()]) for result in runs]
     colors = [plots.color_of(result.metrics["model"]) for result in runs]
     output.dots(axes[0, 1], dict(zip(labels, values, strict=True)), colors, "{:.2f}")
@@ -79,17 +79,14 @@ def top(images, features, predicted, runs):
 
 
 def main():
-    parser = argparse.ArgumentParser("python -m studies.figures", description=__doc__.splitlines()[0])
-    parser.add_argument("--run", type=Path, required=True, help="run of hybrid_train.py, with its weights")
-    parser.add_argument("--output-dir", type=Path, default=run.ROOT / "results/figures")
-    given, results = parser.parse_args(), run.ROOT / "results"
+    images, results = data.load(dataset="fashion-mnist"), run.ROOT / "results"
     runs = finished.read_runs(results / folder for folder in tables.MODELS)
-    hybrid, model = finished.read_run(given.run), cnn.restore(given.run / "backbone.safetensors")[0]
-    features = cnn.features_of(model, cnn.as_tensor(model, hybrid.images.test.X)).numpy()
-    figure = top(hybrid.images, features, hybrid.predicted[hybrid.first], runs)
-    output.save_figure(given.output_dir / "top.png", figure)
+    hybrid, _ = hybrid_train.restore(run.ROOT / "models/hybrid.safetensors")
+    features = cnn.features_of(hybrid, cnn.as_tensor(hybrid, images.test.X)).numpy()
+    predicted = cnn.predict_logits(hybrid, images.test.X).argmax(axis=1)
+    output.save_figure(results / "figures/top.png", top(images, features, predicted, runs))
     figure = accuracy_vs_parameters(runs, published.results_of("as_made"))
-    output.save_figure(given.output_dir / "accuracy_vs_parameters.png", figure)
+    output.save_figure(results / "figures/accuracy_vs_parameters.png", figure)
     output.save_figure(results / "as_made/claims.png", published.draw_claims())
     for number, network in enumerate(as_made.CHAINS, 1):
         output.save_figure(results / f"as_made/why_{number}.png", published.draw_why(network))

@@ -29,7 +29,7 @@ import mlp_from_scratch as mlp
 import plots
 import run
 from studies import output, tables
-from studies.statistics import compare, correct, mcnemar
+from studies.statistics import correct, mcnemar, paired_test, with_verdicts
 
 BACKBONES: str = ""  # folder of a finished run of hybrid_train.py with --seeds; "" trains new ones
 
@@ -149,8 +149,8 @@ def results_of_seed(images, folder, s):
 
 
 def summarize(results):
-    """(heads, tests, spread) of {seed: results}: accuracies over the seeds; a dict for each comparison."""
-    heads = {}
+    """(heads, tests) of {seed: results}: accuracies over the seeds; a dict for each comparison."""
+    heads, tests = {}, []
     for key in next(iter(results.values())):
         name, split = key.split("/")
         if split != "chosen":
@@ -159,19 +159,16 @@ def summarize(results):
             head["by_seed"][f"{split}_accuracy"] = values
             head[f"{split}_accuracy"] = statistics.fmean(values)
             head[f"{split}_accuracy_std"] = statistics.stdev(values)
-    accuracies = {}  # {head: {seed: points}}
-    for name, head in heads.items():
-        accuracies[name] = dict(zip(results, 100 * np.array(head["by_seed"]["test_accuracy"]), strict=True))
-    tests, spread = compare(accuracies, COMPARISONS)
-    for test in tests:
-        test["by_seed"] = []
+    for pair in COMPARISONS:
+        first, second = (100 * np.array(heads[name]["by_seed"]["test_accuracy"]) for name in pair)
+        test = {"variant": pair[0], "against": pair[1]} | paired_test(first - second) | {"by_seed": []}
         for seed, of_seed in results.items():
-            right = [of_seed[f"{test[side]}/test"] for side in ("variant", "against")]
-            only_variant, only_other, p = mcnemar(*right)
+            only_variant, only_other, p = mcnemar(*(of_seed[f"{name}/test"] for name in pair))
             counts = {"only_variant_correct": only_variant, "only_other_correct": only_other}
             test["by_seed"].append({"seed": seed, **counts, "p": p})
+        tests.append(test)
     correct([row for test in tests for row in test["by_seed"]], "p", "p_holm")
-    return heads, tests, spread
+    return heads, with_verdicts(tests)
 
 
 def draw(heads, tests, title):
@@ -223,13 +220,12 @@ def main(argv):
     for seed in seeds:
         results[seed] = results_of_seed(images, folder, SimpleNamespace(**vars(s) | {"seed": seed}))
     judge_training_images(images, folder, s)
-    heads, tests, spread = summarize(results)
+    heads, tests = summarize(results)
     output.save_figure(folder / "study.png", draw(heads, tests, f"{images.name}, {len(seeds)} seeds"))
     chosen = {}
     for seed in seeds:
         chosen[seed] = {k.split("/")[0]: v.item() for k, v in results[seed].items() if k.endswith("/chosen")}
     metrics = {"dataset": images.name, **images.sizes, "seeds": list(seeds), "heads": heads, "tests": tests}
-    metrics["spread"] = spread
     metrics |= {"chosen": chosen, "settings": vars(s), "command": run.command_line(), **run.environment()}
     run.write(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     print(f"\n{tables.heads(metrics)}\n{tables.head_tests(metrics)}")

@@ -10,12 +10,11 @@ import plots
 import run
 from studies import STUDIES
 from studies.runner import COLUMNS
-from studies.statistics import interval, not_learned, summarize, tests_of
+from studies.statistics import interval, not_learned, summarize
 
 INTRODUCTION = Path(__file__).with_name("introduction.md")  # of README.md
 HEADER = ["variant", "learning rate", "validation", "test", "difference in points", "verdict"]
 HEADER += ["on training images", "seconds"]
-CLAIMS = ["of similar projects", "difference in points", "verdict"]
 AXES = {"train_size": "training images", "label_noise": "fraction of wrong training labels"}
 AXES |= {"seconds": "training time (s), one thread"}
 COLORS = dict(zip(("mlp", "cnn", "hybrid"), plots.MODEL_COLORS.values(), strict=False))
@@ -58,30 +57,25 @@ def difference(test):
     return [f"{test['points']:+.2f} ({test['low']:+.2f} to {test['high']:+.2f})", test["verdict"]]
 
 
-def tables(summary):
-    """(rows of HEADER, rows of CLAIMS) of a study."""
-    results, baseline_of = summary["variants"], summary["baseline_of"]
-    claims = STUDIES[summary["name"]].claims if summary["name"] in STUDIES else {}
-    tests, rows = {}, []
-    for test in tests_of(results, baseline_of, claims)[0]:
-        negated = {"points": -test["points"], "low": -test["high"], "high": -test["low"]}
-        tests[test["variant"], test["against"]] = test
-        tests[test["against"], test["variant"]] = test | negated
-    for name, result in results.items():
-        points, verdict = difference(tests.get((name, baseline_of.get(name))))
+def table(summary):
+    """The rows of HEADER of a study."""
+    baseline_of, rows = summary["baseline_of"], []
+    tests = {test["variant"]: test for test in summary["tests"]}
+    for name, result in summary["variants"].items():
+        points, verdict = difference(tests.get(name))
         notes = [points]
         if points != "-" and len(set(baseline_of.values())) > 1:
             notes.append(f"to {baseline_of[name]}")
         if number := not_learned(result):
             notes.append(f"{number} of {len(result['seeds'])} seeds learned nothing")
         if result.get("failed"):
-            notes.append(f"{result['failed']} of {summary['seeds']} seeds: {result['message']}")
+            notes.append(f"{result['failed']} of {num_seeds(result)} seeds: {result['message']}")
         rate = f"{result['learning_rate']:g}" + (" (edge)" if result.get("at_edge") else "")
         val, test, train = (percent(result, f"{split}_accuracy") for split in ("val", "test", "train_eval"))
         name = f"**{name}** (baseline)" if name in baseline_of.values() else name
         seconds = f"{result['seconds']:.0f}" if "seconds" in result else "-"
         rows.append([name, rate, val, test, "; ".join(notes), verdict, train, seconds])
-    return rows, [[text, *difference(tests.get(pair))] for text, pair in claims.items()]
+    return rows
 
 
 def spread_text(spread):
@@ -107,23 +101,26 @@ def aligned(header, rows):
     return "\n".join(line.rstrip() for line in lines) + "\n"
 
 
+def num_seeds(result):
+    return len(result["seeds"]) + result.get("failed", 0)
+
+
 def caption(summary):
-    """Fashion-MNIST, 5 seeds, 12 epochs"""
-    epochs = "-".join(dict.fromkeys(map(str, summary["epochs"][:1] + summary["epochs"][-1:])))
-    return f"{summary['dataset']}, {summary['seeds']} seeds, {epochs} epochs"
+    """Fashion-MNIST, 5 seeds, 12 to 24 epochs"""
+    counts = sorted(map(num_seeds, summary["variants"].values())), summary["epochs"]
+    seeds, epochs = (" to ".join(dict.fromkeys(map(str, n[:1] + n[-1:]))) for n in counts)
+    return f"{summary['dataset']}, {seeds} seeds, {epochs} epochs"
 
 
 def section(summary):
     """One study in Markdown."""
     name, study = summary["name"], STUDIES.get(summary["name"])
     question, note = (study.question, study.note) if study else (summary["question"], summary["note"])
-    rows, claims = tables(summary)
     cost = f"{summary['runs']} runs, {summary['run_seconds'] / 60:.0f} minutes of one core"
     processor, spread = summary["machine"]["processor"], spread_text(summary["spread"])
     command = f"`{summary['command']}`. {caption(summary)}. {cost} ({processor}).{spread}"
-    parts = [f"## {name}\n", f"{question} {note}".strip() + "\n", command + "\n", markdown(HEADER, rows)]
-    parts += [f"![{question}]({name}/{name}.png)\n", *([markdown(CLAIMS, claims)] if claims else [])]
-    return "\n".join(parts)
+    parts = [f"## {name}\n", f"{question} {note}".strip() + "\n", command + "\n"]
+    return "\n".join([*parts, markdown(HEADER, table(summary)), f"![{question}]({name}/{name}.png)\n"])
 
 
 def readme(folder):

@@ -14,7 +14,7 @@ from scipy import stats
 
 import plots
 import run
-from studies.output import difference, difference_at, markdown, name_rows
+from studies.output import difference, difference_at, markdown, name_rows, percent
 from studies.statistics import paired_test, t_test, with_verdicts
 
 PUBLISHED = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
@@ -43,23 +43,16 @@ def is_like(results, network, other):
     return same_kind and title(network)[:2] == title(other)[:2]
 
 
-def default_runs(is_mlp, split):
-    """The accuracies in points of this project's default MLP or CNN, over its seeds."""
-    folder = "mlp_from_scratch" if is_mlp else "cnn_feature_extraction"
-    by_seed = run.read_json(run.ROOT / f"results/{folder}/metrics.json")["by_seed"]
-    return [100 * value for value in by_seed.get(f"{split}_accuracy", ())]
-
-
 def spread(results, network, split):
     """(standard deviation, degrees of freedom), pooled over the networks of the same project and kind.
 
-    With fewer than FEW degrees of freedom, over those of the kind of all projects and this project's default.
+    With fewer than FEW degrees of freedom, over those of all projects of the kind.
     """
     is_mlp = results[network]["script"] == "mlp"
     kind = [name for name, result in results.items() if (result["script"] == "mlp") == is_mlp]
     values = [points(results[name], split) for name in kind if is_like(results, network, name)]
     if sum(len(v) - 1 for v in values) < FEW:
-        values = [*(points(results[name], split) for name in kind), default_runs(is_mlp, split)]
+        values = [points(results[name], split) for name in kind]
     values = [v for v in values if len(v) > 1]
     df = sum(len(v) - 1 for v in values)
     return math.sqrt(sum((len(v) - 1) * statistics.variance(v) for v in values) / df), df
@@ -81,12 +74,10 @@ def judged(published, mean, half):
 
 def compared(results, network, split, published):
     """[seeds, mean ± standard deviation, prediction interval, what the published figures are] as texts."""
-    if network not in results:
-        return ["0", "-", "-", "not run"]
-    values, (mean, half) = points(results[network], split), predicted(results, network, split)
-    std = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    result, (mean, half) = results[network], predicted(results, network, split)
     interval = f"{mean - half:.2f} to {mean + half:.2f}"
-    return [len(values), f"{mean:.2f}{std}", interval, judged(published, mean, half)]
+    accuracy = percent(result, f"{split}_accuracy")
+    return [len(result["seeds"]), accuracy, interval, judged(published, mean, half)]
 
 
 def figures_table():
@@ -98,14 +89,6 @@ def figures_table():
             rows.append(row + compared(results, network, split, published))
     header = ["network", "published", "of", "seeds", "ours", "95 % prediction interval", "published is"]
     return markdown(header, rows)
-
-
-def projects():
-    return markdown(["", "repository"], PUBLISHED["projects"].items())
-
-
-def not_repeated():
-    return markdown(["network, published", "why it is not repeated"], PUBLISHED["not_repeated"].items())
 
 
 def claim(results, pair, split):
@@ -137,9 +120,9 @@ def claims():
     as_made, tuned, rows = results_of("as_made"), results_of("tuned"), []
     for text, c in PUBLISHED["claims"].items():
         ours, pair = claim(as_made, c["pair"], c["split"]), [TUNED.get(name, name) for name in c["pair"]]
-        if ours:
-            best = claim(tuned, pair, c["split"]) if pair[0] != pair[1] else None
-            rows.append(SimpleNamespace(text=text, ours=ours, tuned=best, **c))
+        best = claim(tuned, pair, c["split"]) if pair[0] != pair[1] else None
+        text += ", on validation" if c["split"] == "val" else ""
+        rows.append(SimpleNamespace(text=text, ours=ours, tuned=best, **c))
     with_verdicts([row.ours for row in rows])
     with_verdicts([row.tuned for row in rows if row.tuned])
     return rows
@@ -149,10 +132,9 @@ def claims_table():
     """Table 2: each claim as a pair, published, ours as made and ours tuned."""
     rows = []
     for row in claims():
-        text = row.text + (", on validation" if row.split == "val" else "")
         found = judged([row.published], row.ours["points"], row.ours["reach"])
         cells = [f"{row.published:+.2f}", *difference(row.ours), found, *difference(row.tuned)]
-        rows.append([text, *cells])
+        rows.append([row.text, *cells])
     header = ["claim", "published", "ours, as made", "verdict", "published is", "ours, tuned", "verdict"]
     return markdown(header, rows)
 
@@ -174,7 +156,7 @@ def draw_claims():
             ax.plot(row.published, place - 0.15, "D", markerfacecolor="none", color="black", markersize=7)
         ax.axvline(0, color="black", linewidth=0.8)
         name_rows(ax, [row.text for row in rows])
-    axes[1, 0].set_xlabel("difference in accuracy (points)")
+    axes[1, 0].set_xlabel("difference in accuracy (points); filled: differs")
     names = {"published, single runs": ("D", "black"), "of single runs here, 95 %": ("-", plots.GREY)}
     names["ours as made, mean, 95 % interval"] = "o", plots.SERIES[0]
     names["ours, tuned"] = "o", plots.SERIES[1]

@@ -233,8 +233,15 @@ class Comparison:
             best = max(rows, key=lambda row: row.get("val_accuracy", -1.0), default=None)
             rate = best["learning_rate"] if best else variant.learning_rates[0]
             if variant not in tuned or len(rows) == len(variant.learning_rates):  # all of them are finished
-                cells += [(variant, rate, seed) for seed in variant.seeds]
+                seeds = {*variant.seeds, *self.known_seeds(variant, rate)}
+                cells += [(variant, rate, seed) for seed in sorted(seeds)]
         return tuning + self.rows("final", cells)
+
+    def known_seeds(self, variant, rate):
+        """Those that an earlier command has run."""
+        kind = variant.label, variant.stage
+        rows = [row for row in self.known.values() if (row["variant"], row["stage"]) == kind]
+        return {row["seed"] for row in rows if rate in (None, row["learning_rate"])}
 
     def rows(self, stage, cells):
         """A row of runs.csv for each of the cells (variant, learning rate, seed) that is finished."""
@@ -258,20 +265,15 @@ def key_of(row):
 
 
 def known_rows(folder, variants, dataset):
-    """{key_of(row): row} of the runs.csv in `folder`, of the variants that have the same settings there."""
+    """{key_of(row): row} of the runs.csv in `folder`. Raises run.Error where it is of other settings."""
     if not (folder / "summary.json").exists():
         return {}
     summary = run.read_json(folder / "summary.json")
-    if summary["dataset"] != dataset:
-        return {}
-    settings = {label: result["settings"] for label, result in summary["variants"].items()}
-    same = [v.label for v in variants if v.label in settings and is_same(v, settings[v.label])]
-    return {key_of(row): row for row in read_rows(folder / "runs.csv") if row["variant"] in same}
-
-
-def is_same(variant, earlier):
-    """Whether a variant has the settings of a summary.json."""
-    return json.dumps(earlier, sort_keys=True) == json.dumps(variant.changes, sort_keys=True)
+    earlier = {label: result["settings"] for label, result in summary["variants"].items()}
+    now = json.loads(json.dumps({v.label: v.changes for v in variants}))
+    if summary["dataset"] != dataset or any(now[label] != earlier.get(label, now[label]) for label in now):
+        raise run.Error(f"{folder}: has results of other data or settings; name another --output-dir")
+    return {key_of(row): row for row in read_rows(folder / "runs.csv") if row["variant"] in now}
 
 
 def read_rows(path):

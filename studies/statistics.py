@@ -73,11 +73,11 @@ def compare(accuracies, pairs):
     accuracies: {method: {seed: points}}. A test is that of `t_test` with the pooled spread, or else paired
     over the seeds that both have; with "variant", "against", their number "seeds", "p_holm" and "verdict".
     """
-    spread, tests = pooled_spread(accuracies), {}
+    spread, tests = pooled_spread(accuracies), []
     for pair in pairs:
         first, second = (accuracies[name] for name in pair)
         common = [seed for seed in first if seed in second]
-        if len(common) < 2 or {pair, pair[::-1]} & tests.keys():
+        if len(common) < 2:
             continue
         if spread and spread["std"]:
             points = statistics.fmean(first.values()) - statistics.fmean(second.values())
@@ -85,8 +85,8 @@ def compare(accuracies, pairs):
             test = t_test(points, error, spread["df"])
         else:
             test = paired_test([first[seed] - second[seed] for seed in common])
-        tests[pair] = {"variant": pair[0], "against": pair[1], "seeds": len(common)} | test
-    return with_verdicts(list(tests.values())), spread
+        tests.append({"variant": pair[0], "against": pair[1], "seeds": len(common)} | test)
+    return with_verdicts(tests), spread
 
 
 def with_verdicts(tests):
@@ -168,11 +168,9 @@ def summarize(comparison, rows):
     names = ("name", "question", "note", "script", "baseline", "baseline_of", "fixed", "x")
     summary = {name: getattr(study, name) for name in names}
     summary |= {"command": run.command_line(), "dataset": comparison.dataset.name, "runs": len(rows)}
-    seeds = [row["variant"] for row in rows if row["stage"] != "tuning"]
-    summary["seeds"] = max(map(seeds.count, results))
     summary["epochs"] = sorted({row["epochs"] for row in rows if row["stage"] == "final" and "epochs" in row})
     summary["run_seconds"] = round(sum(row.get("seconds", 0) for row in rows))
-    tests, spread = tests_of(results, study.baseline_of, study.claims)
+    tests, spread = tests_of(results, study.baseline_of)
     return summary | {"variants": results, "tests": tests, "spread": spread} | run.environment()
 
 
@@ -197,8 +195,8 @@ def result_of(study, variant, rows):
     return result
 
 
-def tests_of(results, baseline_of, claims):
-    """`compare` of each variant and its baseline, and of each claim's pair.
+def tests_of(results, baseline_of):
+    """`compare` of each variant and its baseline.
 
     Not of variants of which only some seeds have learned: such accuracies are far from normally distributed.
     """
@@ -207,8 +205,7 @@ def tests_of(results, baseline_of, claims):
         values = [100 * value for value in result.get("by_seed", {}).get("test_accuracy", ())]
         if values and not_learned(result) in (0, len(values)):
             accuracies[name] = dict(zip(result["seeds"], values, strict=True))
-    pairs = [*baseline_of.items(), *claims.values()]
-    return compare(accuracies, [pair for pair in pairs if {*pair} <= accuracies.keys()])
+    return compare(accuracies, [pair for pair in baseline_of.items() if {*pair} <= accuracies.keys()])
 
 
 def not_learned(result):

@@ -2,7 +2,7 @@
 
 study("dropout", "mlp", vary(dropout=(0.0, 0.2, 0.4)), "0", PLAIN, learning_rates=(0.0003, 0.001, 0.003))
 
-Questions, notes and claims are in texts.toml.
+Questions and notes are in texts.toml.
 """
 
 import importlib
@@ -27,10 +27,9 @@ class Study:
     "script" the study's; its "group" is its line in a figure; with "from_backbone", joint training starts
     from the backbone. fixed: settings of all variants. learning_rates: validation chooses one of them for
     each variant, with the first seed; empty: the setting's own. baseline: the variant that the others are
-    compared with; "": none. baselines: {variant: its own baseline instead}. claims: what similar projects
-    report or have chosen, {text: (variant with the higher test accuracy, the other)}. backbone: settings of
-    the CNN whose features all variants use, one CNN for each seed; it is the variant "backbone". A variant's
-    "seeds" replace the study's. resplit: each seed draws its own split.
+    compared with; "": none. baselines: {variant: its own baseline instead}. backbone: settings of the CNN
+    whose features all variants use, one CNN for each seed; it is the variant "backbone". A variant's "seeds"
+    replace the study's. resplit: each seed draws its own split.
     """
 
     name: str
@@ -42,7 +41,6 @@ class Study:
     learning_rates: tuple = ()
     seeds: int = 5
     baselines: dict = field(default_factory=dict)
-    claims: dict = field(default_factory=dict)
     x: str = ""  # draw the test accuracy against this number: a setting, or "seconds"
     backbone: dict | None = None
     resplit: bool = False
@@ -57,9 +55,8 @@ class Study:
 
 def study(name, *arguments, **options):
     """The Study of this name, with its texts."""
-    texts = {"note": "", "claims": {}} | TEXTS[name]
-    claims = {text: tuple(pair) for text, pair in texts["claims"].items()}
-    return Study(name, texts["question"], *arguments, claims=claims, note=texts["note"], **options)
+    texts = TEXTS[name]
+    return Study(name, texts["question"], *arguments, note=texts.get("note", ""), **options)
 
 
 def vary(**values):

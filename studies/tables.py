@@ -7,6 +7,7 @@ A table is the text between `<!-- table: NAME -->` and `<!-- end -->`, where NAM
 results/studies/README.md is written as a whole, as `python experiments.py` does.
 """
 
+import argparse
 import re
 import statistics
 import sys
@@ -151,7 +152,7 @@ def ratios():
 
 
 TABLES = (models, accuracies, costs, heads, head_tests, chosen, ratios)
-TABLES += (published.figures_table, published.claims_table, published.not_repeated, published.projects)
+TABLES += (published.figures_table, published.claims_table)
 TABLES = {function.__name__: function for function in TABLES}
 
 
@@ -163,7 +164,9 @@ def filled(match):
 
 def main(argv=None):
     """Write the tables, or with --check compare them. Returns the exit code."""
-    check = "--check" in (sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser("python -m studies.tables", description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="change nothing")
+    check = parser.parse_args(argv).check
     differs, studies = False, run.ROOT / "results/studies"
     for path in [*(run.ROOT / name for name in FILES), studies / "README.md"]:
         now = path.read_text(encoding="utf-8")

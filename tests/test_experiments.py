@@ -54,6 +54,7 @@ MISTAKES = {
     "dropout --plain": "only for sweep",
     "dropout --seeds 5000": "seeds.* 5000: expected 0 to 1,000",
     "dropout --dataset dogits": "dogits",
+    "dropout --dataset digits --finished": "^dropout: has no finished runs; leave out --finished$",
     "sweep mpl --vary l1 0 1": "^sweep: name a script .* scripts: mlp, cnn, hybrid, transfer$",
     "sweep mlp": "^sweep: name a script and one or two settings",
     "sweep mlp --vary lr 1 2": "unknown setting lr",

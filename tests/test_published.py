@@ -21,13 +21,11 @@ def planted(accuracies, script="mlp"):
     """{network: a result with these test accuracies in percent}"""
     results = {}
     for name, values in accuracies.items():
-        by_seed = {"test_accuracy": [value / 100 for value in values]}
-        results[name] = {
-            "script": script,
-            "seeds": [*range(len(values))],
-            "by_seed": by_seed,
-            "parameters": 10,
-        }
+        result = {"script": script, "seeds": [*range(len(values))], "parameters": 10}
+        result["by_seed"] = {"test_accuracy": [value / 100 for value in values]}
+        result["test_accuracy"] = np.mean(values) / 100
+        result["test_accuracy_std"] = np.std(values, ddof=1) / 100 if len(values) > 1 else 0.0
+        results[name] = result
     return results
 
 
@@ -62,18 +60,17 @@ def test_the_joint_hybrid_has_the_features_of_its_project():
     assert cnn.CNN(hybrid_train.settings(**s)).classifier.in_features == 4608
 
 
-def test_prediction_intervals_by_hand(monkeypatch):
-    """Deviations are pooled over a project's networks of a kind, or over all projects' and the default."""
-    monkeypatch.setattr(published, "default_runs", lambda is_mlp, split: [50.0] if is_mlp else [90.0, 91.0])
+def test_prediction_intervals_by_hand():
+    """Deviations are pooled over a project's networks of a kind, or over those of all projects."""
     results = planted({"R3 a": [90.0, 91.0], "R3 b": [80.0, 80.2, 80.4], "R4 c": [70.0]})
-    results |= planted({"R3 CNN": [92.0, 96.0]}, "cnn")
+    results |= planted({"R3 CNN": [92.0, 96.0], "R4 CNN": [92.0, 93.0]}, "cnn")
     std = ((0.5 + 0.08) / 3) ** 0.5  # sums of squares and degrees of freedom: 0.5 and 1, 0.08 and 2
     for name, n in (("R3 a", 2), ("R4 c", 1)):
         assert published.spread(results, name, "test") == (pytest.approx(std), 3)
         mean, half = published.predicted(results, name, "test")
         assert mean == pytest.approx(np.mean(published.points(results[name], "test")))
         assert half == pytest.approx(3.1824 * std * (1 + 1 / n) ** 0.5, rel=1e-4)  # Student's t, 3 degrees
-    expected = ((8 + 0.5) / 2) ** 0.5, 2  # with the default runs
+    expected = ((8 + 0.5) / 2) ** 0.5, 2
     assert published.spread(results, "R3 CNN", "test") == pytest.approx(expected)
 
 
@@ -106,16 +103,26 @@ def test_tables(monkeypatch):
     for result in results.values():
         result["by_seed"] |= {"val_accuracy": [0.7, 0.7001], "train_eval_accuracy": [0.9, 0.9]}
     monkeypatch.setattr(published, "results_of", lambda name: results if name == "as_made" else {})
+    name = "R3: two hidden layers instead of one"
+    figures = {network: published.PUBLISHED["figures"][network] for network in results}
+    claims = {name: published.PUBLISHED["claims"][name]}
+    monkeypatch.setattr(published, "PUBLISHED", {"figures": figures, "claims": claims})
     rows = [line.strip("| ").split(" | ") for line in published.figures_table().splitlines()]
     cells = {(row[0], row[2]): row for row in rows}
-    assert cells["R0 MLP", "test"][1:5] == ["78.53", "test", "2", "78.50 ± 0.71"]
+    assert cells["R0 MLP", "test"][1:5] == ["78.53", "test", "2", "78.50 ± 0.71 %"]
     assert cells["R0 MLP", "test"][6] == "reproduced"
     assert cells["R0 MLP", "validation"][6] == "higher"  # 79.60 against 70.5
-    assert cells["R4 CNN v1", "test"][3:] == ["0", "-", "-", "not run"]
     (claim,) = published.claims()
     assert (claim.published, claim.tuned) == (0.21, None)
     assert claim.ours["points"] == pytest.approx(statistics.fmean([84.0, 85.0]) - 84.25)
     assert "two hidden layers instead of one | +0.21 | +0.25 (" in published.claims_table()
+
+
+def depth_after_he():
+    """R3's hidden layer with the chosen rates, and with He's initialization of softmax regression."""
+    first, other = "R3 MLP, 1 hidden layer", "R3 MLP, no hidden layer: rate 0.01"
+    results = {first: published.results_of("tuned")[first], other: published.results_of("why")[other]}
+    return published.claim(results, (first, other), "test")
 
 
 def test_numbers_in_the_pages_sentences_are_those_of_the_results():
@@ -128,10 +135,12 @@ def test_numbers_in_the_pages_sentences_are_those_of_the_results():
             known |= {f"{statistics.fmean(published.points(result, split)):.2f}" for split in ("val", "test")}
     last = "R3 MLP: cosine schedule"
     results = published.results_of("as_made") | {last: published.results_of("why")[last]}
-    tests = [published.claim(results, ("R3 CNN", last), "test")]
-    for path, pair in (("heads/metrics", ("NumPy MLP", "CNN, linear classifier")), ("depth/summary", "01")):
+    tests = [published.claim(results, ("R3 CNN", last), "test"), depth_after_he()]
+    pairs = {"heads/metrics": ("NumPy MLP", "CNN, linear classifier"), "depth/summary": ("0", "1")}
+    pairs["input_normalization/summary"] = ("global", "none")
+    for path, pair in pairs.items():
         found = run.read_json(ROOT / f"results/studies/{path}.json")["tests"]
-        tests += [test for test in found if (test["variant"], test["against"]) == tuple(pair)]
+        tests += [test for test in found if (test["variant"], test["against"]) == pair]
     means = [
         run.read_json(ROOT / f"results/{name}/metrics.json")["test_accuracy"]
         for name in ("cnn_feature_extraction", "mlp_from_scratch")

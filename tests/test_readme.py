@@ -6,12 +6,14 @@ import shlex
 import numpy as np
 import pytest
 from conftest import ROOT
+from test_published import depth_after_he
 
 import cnn_feature_extraction
 import data
 import hybrid_train
 import mlp_from_scratch
 import run
+from studies import published
 from studies.statistics import paired_test
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -55,7 +57,7 @@ def accuracies(folder):
     )
 
 
-DIFFERENCE = r"[+-]\d\.\d\d \([^)]*\)"
+DIFFERENCE = r"[+-]\d+\.\d\d \([^)]*\)"
 LINEAR = "CNN, linear classifier"
 SAID = {  # study: the pairs whose differences the README states
     "heads": [("NumPy MLP", LINEAR), ("NumPy MLP, trained jointly with the CNN", LINEAR)],
@@ -80,10 +82,19 @@ SAID["heads"].append(("half: NumPy MLP, other half", "half: logistic regression,
 
 def test_numbers_in_sentences_are_those_of_the_results():
     cnn, mlp = (accuracies(folder) for folder in ("cnn_feature_extraction", "mlp_from_scratch"))
-    numbers = [difference(paired_test(cnn - mlp))]
-    for study, pairs in SAID.items():
-        numbers += [differences(study)[pair] for pair in pairs]
-    assert sorted(re.findall(DIFFERENCE, " ".join(README.split()))) == sorted(numbers)
+    (depth,) = (c.ours for c in published.claims() if c.text == "R3: one hidden layer instead of none")
+    tests, seen = {"differences": [paired_test(cnn - mlp)], "why": [depth, depth_after_he()]}, set()
+    numbers = {name: [difference(test) for test in of_name] for name, of_name in tests.items()}
+    numbers |= {study: [differences(study)[pair] for pair in pairs] for study, pairs in SAID.items()}
+    section = README.split("## What we found")[1].split("\n## ")[0]
+    for sentences in re.split(r"\n- |\n\n", section):
+        links = ["".join(link) for link in re.findall(r"/README\.md#(\w+)|studies/(heads)/", sentences)]
+        said = re.findall(DIFFERENCE, " ".join(sentences.split()))
+        assert sorted(said) == sorted(number for link in links for number in numbers[link]), sentences
+        seen |= {*links}
+    assert seen == numbers.keys()
+    (interval,) = re.findall(r"images were drawn, too, (\S+) to (\S+) ", README)
+    assert f"| -{interval[1]} to -{interval[0]} |" in (ROOT / "results/README.md").read_text(encoding="utf-8")
 
 
 def test_numbers_in_the_answers_for_courses_are_those_of_the_results():

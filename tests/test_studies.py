@@ -139,7 +139,7 @@ def test_validation_chooses_the_learning_rate_and_the_test_images_never(tmp_path
 
 def test_of_equal_learning_rates_the_smallest_is_chosen_and_edges_are_marked(tmp_path):
     summary = compared(DROPOUT, lambda s: (s["learning_rate"] * (s["dropout"] > 0), 0.8), tmp_path)[0]
-    rates = [row[1] for row in output.tables(summary)[0]]
+    rates = [row[1] for row in output.table(summary)]
     assert rates == ["0.001 (edge)", "0.01 (edge)", "0.01 (edge)"]
 
 
@@ -265,48 +265,36 @@ def test_the_bootstrap_covers_the_sampling_of_images():
     assert statistics.bootstrap(np.stack([same] * 3), np.stack([same] * 3)) == pytest.approx((0, 0))
 
 
-def test_variants_are_compared_with_their_own_baselines_and_claims_once(tmp_path):
-    claims = {"b over a": ("b", "a"), "b2 over b": ("b2", "b"), "a2 over b2": ("a2", "b2")}
+def test_variants_are_compared_with_their_own_baselines(tmp_path):
     effects = {"a": 0, "a2": 0.02, "b": 0.01, "b2": -0.02}
-    summary = with_effects(tmp_path, effects, baselines={"b2": "b"}, claims=claims)
+    summary = with_effects(tmp_path, effects, baselines={"b2": "b"})
     found = [(test["variant"], test["against"], round(test["points"])) for test in summary["tests"]]
-    assert found == [("a2", "a", 2), ("b", "a", 1), ("b2", "b", -3), ("a2", "b2", 4)]
-    rows = {row[0]: row for row in output.tables(summary)[0]}
+    assert found == [("a2", "a", 2), ("b", "a", 1), ("b2", "b", -3)]
+    rows = {row[0]: row for row in output.table(summary)}
     assert rows["**a** (baseline)"][4:6] == ["-", "-"]
     assert rows["b2"][4].endswith("; to b")
     study = Study("s", "?", "mlp", vary(l1=(0, 1, 2)), "", baselines={"2": "1"})
     assert study.baseline_of == {"2": "1"}
 
 
-def test_a_claim_has_the_sign_of_its_own_order(tmp_path, monkeypatch):
-    claims = {"a over b": ("a", "b"), "nan over a": ("e", "a")}
-    summary = with_effects(tmp_path, {"a": 0, "b": 0.02, "e": None}, claims=claims)
-    monkeypatch.setitem(STUDIES, "s", SimpleNamespace(claims=claims))
-    rows, found = output.tables(summary)
-    points, low, high = (summary["tests"][0][name] for name in ("points", "low", "high"))
-    assert rows[1][4] == f"{points:+.2f} ({low:+.2f} to {high:+.2f})"
-    assert rows[1][5] != "-"
-    expected = f"{-points:+.2f} ({-high:+.2f} to {-low:+.2f})"
-    assert found == [["a over b", expected, rows[1][5]], ["nan over a", "-", "-"]]
-
-
 def test_a_variant_of_which_some_seeds_have_learned_nothing_is_not_tested(tmp_path):
     summary = with_effects(tmp_path, {"a": 0, "b": -0.3})
-    result, pair = summary["variants"]["b"], ({"b": "a"}, {})
+    result, pair = summary["variants"]["b"], {"b": "a"}
     result["by_seed"]["train_eval_accuracy"] = [0.1, 0.1, 0.9, 0.9, 0.1]
-    assert statistics.tests_of(summary["variants"], *pair)[0] == []
-    assert output.tables(summary)[0][1][4] == "-; 3 of 5 seeds learned nothing"
+    summary["tests"], _ = statistics.tests_of(summary["variants"], pair)
+    assert summary["tests"] == []
+    assert output.table(summary)[1][4] == "-; 3 of 5 seeds learned nothing"
     result["num_classes"] = 100  # of which 0.1 is more than guessing
     assert statistics.not_learned(result) == 0
     result |= {"num_classes": 10, "by_seed": result["by_seed"] | {"train_eval_accuracy": [0.1] * 5}}
-    assert statistics.tests_of(summary["variants"], *pair)[0][0]["points"] < -20  # no seed has: it is tested
+    assert statistics.tests_of(summary["variants"], pair)[0][0]["points"] < -20  # no seed has: it is tested
     two = {"num_classes": 2, "by_seed": {"train_eval_accuracy": [0.5, 0.54, 0.56, 0.74]}}
     assert statistics.not_learned(two) == 2
 
 
 def test_diverged_runs_are_counted(tmp_path):
     summary = with_effects(tmp_path, {"a": 0, "b": None})
-    row = output.tables(summary)[0][1]
+    row = output.table(summary)[1]
     assert row[2:] == ["-", "-", "-; 5 of 5 seeds: the loss became nan", "-", "-", "-"]
     output.draw(summary)
     output.draw(with_effects(tmp_path, {"a": None, "b": None}))
@@ -320,7 +308,7 @@ def test_the_files_of_a_study_and_the_same_from_its_csv(tmp_path, monkeypatch):
     assert sorted(path.name for path in (tmp_path / "d").iterdir()) == ["d.png", "runs.csv", "summary.json"]
     again, _, _, jobs = compared(DROPOUT, None, tmp_path / "d")
     assert jobs == []
-    same = ("variants", "tests", "seeds", "epochs", "runs")
+    same = ("variants", "tests", "epochs", "runs")
     assert [again[name] for name in same] == [summary[name] for name in same]
     text = (tmp_path / "README.md").read_text()
     assert "| [d](#d) | How much? |" in text
@@ -330,12 +318,15 @@ def test_the_files_of_a_study_and_the_same_from_its_csv(tmp_path, monkeypatch):
     )
     more = compared(DROPOUT, result, tmp_path / "d", seeds=6)[3]
     assert [job.settings["seed"] for job in more] == [5] * 3  # only the new seed is run
+    fewer = compared(DROPOUT, None, tmp_path / "d", seeds=2)[0]
+    assert fewer["variants"]["0.2"]["seeds"] == [0, 1, 2, 3, 4]  # nothing finished is lost
     fresh = Planted(result)
     fresh.fresh = True
     runner.Comparison(DROPOUT, fresh, options(), tmp_path / "d").run()
     assert len(fresh.jobs) == 24
     other = Study("d", "How much?", "mlp", DROPOUT.variants, "0", {"l2": 0.1}, RATES, 5)
-    assert len(compared(other, result, tmp_path / "d")[3]) == 24  # other settings: nothing is known
+    with pytest.raises(run.Error, match="other data or settings; name another --output-dir"):
+        compared(other, result, tmp_path / "d")
 
 
 # ---- the studies and their committed results
@@ -344,7 +335,7 @@ def test_the_files_of_a_study_and_the_same_from_its_csv(tmp_path, monkeypatch):
 def test_every_study_is_valid(tmp_path):
     keys, total = set(), 0
     for study in STUDIES.values():
-        named = {study.baseline, *study.baselines, *study.baselines.values()}.union(*study.claims.values())
+        named = {study.baseline, *study.baselines, *study.baselines.values()}
         assert named - {""} <= study.variants.keys(), study.name
         jobs = compared(study, lambda s: (0.8, 0.8), tmp_path, seeds=1)[3]
         keys |= {job.key for job in jobs}
@@ -358,21 +349,22 @@ def test_committed_rows_are_known_and_give_the_committed_numbers():
     for study in STUDIES.values():
         folder, variants = RESULTS / "studies" / study.name, runner.variants_of(study, options())
         summary, rows = run.read_json(folder / "summary.json"), runner.read_rows(folder / "runs.csv")
-        of_variants = {runner.key_of(row) for row in rows if row["variant"] in summary["variants"]}
-        assert of_variants == runner.known_rows(folder, variants, "Fashion-MNIST").keys(), study.name
+        keys = {runner.key_of(row) for row in rows}
+        assert keys == runner.known_rows(folder, variants, "Fashion-MNIST").keys(), study.name
         finished = {row["variant"] for row in rows if row["stage"] != "tuning"}
         variants = [variant for variant in variants if variant.label in finished]
         results = {v.label: statistics.result_of(study, v, rows) | {"num_classes": 10} for v in variants}
         for name, result in summary["variants"].items():
             for key in ("learning_rate", "seeds", "val_accuracy", "test_accuracy", "test_accuracy_std"):
                 assert results[name].get(key) == pytest.approx(result.get(key)), (study.name, name, key)
-        tests, _ = statistics.tests_of(results, study.baseline_of, study.claims)
+        tests, _ = statistics.tests_of(results, study.baseline_of)
         for test, committed in zip(tests, summary["tests"], strict=True):
             assert (test["variant"], test["against"]) == (committed["variant"], committed["against"])
             assert [test[key] for key in numbers] == pytest.approx([committed[key] for key in numbers])
-        num_rows, num_tests = num_rows + len(of_variants), num_tests + len(tests)
-    assert (num_rows, num_tests) == (1703, 143)
-    assert runner.known_rows(folder, variants, "digits") == {}
+        num_rows, num_tests = num_rows + len(keys), num_tests + len(tests)
+    assert (num_rows, num_tests) == (1785, 143)
+    with pytest.raises(run.Error, match="other data"):
+        runner.known_rows(folder, variants, "digits")
 
 
 def test_labels_and_commands():

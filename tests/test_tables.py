@@ -51,6 +51,9 @@ def test_a_changed_number_is_noticed_and_written(copy, name, capsys):
     assert tables.main(["--check"]) == 1
     assert "differs; run python -m studies.tables" in capsys.readouterr().out
     assert [readme.read_text(encoding="utf-8") for readme in readmes] == before
+    with pytest.raises(SystemExit):
+        tables.main(["--chek"])  # a typo writes nothing
+    assert [readme.read_text(encoding="utf-8") for readme in readmes] == before
     assert (tables.main([]), tables.main(["--check"])) == (0, 0)
     shown = f"{100 * changed[last]:.2f}" if last == "test_accuracy" else ""
     assert any(shown in readme.read_text(encoding="utf-8") for readme in readmes)
