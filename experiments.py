@@ -90,7 +90,7 @@ def sweep(names, vary_words, set_words, plain):
 
 def studies_of(argv):
     """(studies, settings) of a command line. Raises run.Error."""
-    names = list(itertools.takewhile(lambda word: not word.startswith("--"), argv))
+    names = list(itertools.takewhile(lambda word: not word.startswith("-"), argv))
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("--vary", "--set"):
         parser.add_argument(name, nargs="*", action="append", default=[])

@@ -152,9 +152,11 @@ def draw(summary):
     fig, axes = plots.figure(title, 11, 2 + 0.3 * len(results), ncols=1 + bool(tests), sharey=True)
     rows = {name: 100 * np.array(result["by_seed"]["test_accuracy"]) for name, result in results.items()}
     colors = [COLORS.get(result["script"], plots.GREY) for result in results.values()]
-    lowest = max(values.mean() for values in rows.values()) - RANGE
+    means = [values.mean() for values in rows.values()]
+    lowest = max(means) - RANGE
     dots(axes[0, 0], rows, colors, "{:.2f}", lowest)
-    axes[0, 0].set_xlabel("test accuracy (%): seeds, mean, 95 % interval", fontsize=9)
+    note = "; triangle: lower" if min(means) < lowest else ""
+    axes[0, 0].set_xlabel(f"test accuracy (%): seeds, mean, 95 % interval{note}", fontsize=9)
     if tests:
         for number, (name, color) in enumerate(zip(rows, colors, strict=True)):
             if name in tests and rows[name].mean() >= lowest:
