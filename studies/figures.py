@@ -82,9 +82,9 @@ def main():
     images, results = data.load(dataset="fashion-mnist"), run.ROOT / "results"
     runs = finished.read_runs(results / folder for folder in tables.MODELS)
     hybrid, _ = hybrid_train.restore(run.ROOT / "models/hybrid.safetensors")
-    features = cnn.features_of(hybrid, cnn.as_tensor(hybrid, images.test.X)).numpy()
-    predicted = cnn.predict_logits(hybrid, images.test.X).argmax(axis=1)
-    output.save_figure(results / "figures/top.png", top(images, features, predicted, runs))
+    features = cnn.features_of(hybrid, cnn.as_tensor(hybrid, images.test.X))
+    predicted = hybrid.classifier(features).argmax(dim=1).numpy()
+    output.save_figure(results / "figures/top.png", top(images, features.numpy(), predicted, runs))
     figure = accuracy_vs_parameters(runs, published.results_of("as_made"))
     output.save_figure(results / "figures/accuracy_vs_parameters.png", figure)
     output.save_figure(results / "as_made/claims.png", published.draw_claims())

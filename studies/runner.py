@@ -272,7 +272,7 @@ def known_rows(folder, variants, dataset):
     earlier = {label: result["settings"] for label, result in summary["variants"].items()}
     now = json.loads(json.dumps({v.label: v.changes for v in variants}))
     if summary["dataset"] != dataset or any(now[label] != earlier.get(label, now[label]) for label in now):
-        raise run.Error(f"{folder}: has results of other data or settings; name another --output-dir")
+        raise run.Error(f"{folder}: of other data or settings; name another --output-dir, or give --fresh")
     return {key_of(row): row for row in read_rows(folder / "runs.csv") if row["variant"] in now}
 
 
